@@ -1,0 +1,154 @@
+/*
+ * pgkeeper - shared by our own files, not by PgBouncer's.
+ */
+#ifndef KEEPER_INTERNAL_H
+#define KEEPER_INTERNAL_H
+
+#include "keeper/figures.h"
+
+/* tokens that pgbouncer makes itself, for server sockets */
+#define KEEPER_SERVER_TOKEN	(1ULL << 63)
+
+/* how a socket's catalog of prepared statements differs from its blob */
+struct KeeperCatalog {
+	uint32_t blob;
+	uint32_t used;		/* bytes of it that count */
+	uint32_t added;		/* statements at the end of the hash that it lacks */
+	bool rewrite;		/* something was removed: write it anew */
+	bool lost;		/* no room in the heap: the socket is volatile */
+};
+
+/* what this process knows about a slot beside its two copies */
+struct KeeperLocal {
+	void *object;		/* PgSocket, PgPool or PgCredentials; NULL: closing or global */
+	enum KeeperKind kind;
+	int fd;
+	bool is_unix;
+	bool pending;		/* on the list for keeper_loop_end() */
+	bool flush_due;
+	bool doomed, doom_notify;
+	bool stale;		/* its record must be written anew */
+	bool bypass;		/* sends bytes that the ledger had no room for */
+	bool full;		/* there was no room for a part of it: volatile */
+	uint64_t token;
+	uint64_t rx, tx;
+	uint64_t closing_since;
+
+	uint32_t outbox, outbox_done, outbox_len;
+	uint32_t extra;
+	uint32_t requests;
+	uint32_t record;
+	uint32_t doom;
+	uint32_t scram;
+	uint32_t packet;
+	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds */
+	struct KeeperCatalog catalog;
+
+	/* what the record was made from, to notice a change */
+	PgCredentials *credentials;
+	PgDatabase *db;
+	struct PStr **vars;	/* referenced, so that an address stays unique */
+	uint8_t cancel_key[BACKENDKEY_LEN];
+	int auth_type;
+	int replication;
+	int packet_flag;
+
+	/* KEEPER_USER */
+	PgDatabase *user_db;
+};
+
+extern struct KeeperLocal *keeper_local;
+
+/*
+ * keeper.c
+ */
+
+/* start an empty slot for an object; 0: the ledger is full */
+uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
+void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
+/* loop end owes this slot something: an outbox to flush, a socket to close */
+void keeper_pend(uint32_t slot);
+/* append to the outbox of a slot; false: no room */
+bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
+/* true: nothing is left of it */
+bool keeper_outbox_flush(uint32_t slot);
+/* allocate the process's own lists for the attached ledger */
+void keeper_local_setup(void);
+/* whose IOBuf is this, for sends from it */
+void keeper_iobuf_owner(uint32_t number, PgSocket *owner);
+/* put a client into the ledger that has a token already */
+bool keeper_bind_client(PgSocket *client, int fd, bool is_unix, uint64_t token);
+/* token for the next accept_client() */
+extern uint64_t keeper_accept_token;
+
+/*
+ * record.c
+ */
+
+void keeper_serialize(unsigned slot, struct KeeperCopy *copy);
+/* the slot is empty again: give back what its copies referred to */
+void keeper_forget(struct KeeperLocal *l);
+
+/* pause mode, nonce or the like has changed */
+void keeper_mark_global(void);
+/* now and then: pools whose statistics have changed */
+void keeper_mark_pools(void);
+
+/* a growing buffer, and reading it back */
+struct KeeperPack {
+	uint8_t *data;
+	size_t len, size;
+};
+struct KeeperUnpack {
+	const uint8_t *data;
+	size_t len;
+	bool failed;
+};
+void keeper_pack(struct KeeperPack *pack, const void *data, size_t len);
+void keeper_pack_string(struct KeeperPack *pack, const char *string);
+void keeper_pack_bytes(struct KeeperPack *pack, const void *data, size_t len);
+uint32_t keeper_pack_blob(struct KeeperPack *pack, enum KeeperBlobKind kind);
+void keeper_unpack(struct KeeperUnpack *unpack, void *to, size_t len);
+/* counted bytes; NULL where the length says so */
+const uint8_t *keeper_unpack_bytes(struct KeeperUnpack *unpack, size_t *len_p);
+/* into a buffer with a final zero; false: NULL, or too long (then failed is set) */
+bool keeper_unpack_string(struct KeeperUnpack *unpack, char *to, size_t size);
+char *keeper_unpack_strdup(struct KeeperUnpack *unpack);
+
+enum KeeperCredentials keeper_credentials_kind(PgCredentials *credentials, PgDatabase *db);
+char *keeper_fingerprint(PgDatabase *db, char *buf, size_t size);
+
+/*
+ * catalog.c
+ */
+
+/* bring the catalog's blob up to date; false: no room */
+bool keeper_catalog_write(PgSocket *sk, struct KeeperCatalog *catalog);
+/* read it back; false: damaged */
+bool keeper_catalog_read(PgSocket *sk, uint32_t blob, uint32_t used);
+uint32_t keeper_statement_blob(PgPreparedStatement *ps);
+PgServerPreparedStatement *keeper_closing_statement(uint32_t blob);
+
+/*
+ * adopt.c
+ */
+
+struct KeeperHeld {
+	uint64_t token;
+	int fd;
+	bool is_unix;
+};
+
+/* take over what the hanger holds; fills in the counts of the report */
+void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, struct KeeperReady *ready);
+
+/*
+ * hanger.c
+ */
+
+bool keeper_hanger_register(uint64_t token, int fd, bool is_unix);
+bool keeper_hanger_release(const uint64_t *tokens, unsigned count);
+bool keeper_hanger_unheld(uint64_t token, enum KeeperUnheldReason reason, bool is_server);
+bool keeper_hanger_connected(void);
+
+#endif

@@ -1,0 +1,11 @@
+/*
+ * Made by: python -m protocol.ledger_signature
+ *
+ * FNV-1a of the names, offsets and sizes of all fields of format.h.
+ */
+#ifndef KEEPER_SIGNATURE_H
+#define KEEPER_SIGNATURE_H
+
+#define KEEPER_SIGNATURE	0x7e355068358db89fULL
+
+#endif

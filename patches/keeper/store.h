@@ -1,0 +1,142 @@
+/*
+ * pgkeeper - the ledger as a store: slots, IOBufs and blobs under one commit word.
+ *
+ * Knows nothing of PgBouncer.  One thread writes.  A SIGKILL leaves a prefix
+ * of its stores, in program order; what these functions promise is that every
+ * such prefix reads back as one of the committed states.
+ */
+#ifndef KEEPER_STORE_H
+#define KEEPER_STORE_H
+
+#include <stdbool.h>
+
+#include "keeper/format.h"
+
+/* fills the copy of a slot from the live objects; everything but epoch and check */
+typedef void (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
+
+struct KeeperStore {
+	struct KeeperHeader *header;
+	struct KeeperSlot *slot;	/* [1..slots] */
+	uint8_t *iobuf;			/* first byte of IOBuf 1 */
+	uint8_t *heap;			/* first byte of unit 1 */
+	size_t size;
+	uint64_t epoch;			/* what the commit word says */
+	uint64_t watermark;		/* goes into the next commit */
+	uint64_t incarnation;		/* ours; another one in the header stops us */
+
+	uint8_t *current;		/* per slot: which copy is true */
+	bool *is_dirty;
+	uint32_t *dirty, n_dirty;
+	uint32_t *free_slot, n_free_slot;
+	uint32_t *freed_slot, n_freed_slot;	/* usable after the next commit */
+	uint32_t *free_iobuf, n_free_iobuf;
+	uint32_t *freed_iobuf, n_freed_iobuf;
+	uint32_t *freed_blob, n_freed_blob, max_freed_blob;
+
+	/* buddy allocator over the heap's units; nothing of it is in the ledger */
+	uint8_t *order;			/* of a free block, at its first unit; else KEEPER_TAKEN */
+	uint32_t *next, *prev;
+	uint32_t free_block[32];
+	uint32_t free_units;
+};
+
+/* size in bytes of a ledger with so many slots, IOBufs of pkt_buf bytes and heap units */
+size_t keeper_store_size(uint32_t slots, uint32_t iobufs, uint32_t pkt_buf, uint32_t units);
+
+/* write a header into zeroed memory; the hanger does the same in Python */
+void keeper_store_format(void *base, uint32_t slots, uint32_t iobufs, uint32_t pkt_buf, uint32_t units);
+
+/*
+ * Attach to a ledger.  Returns NULL, or what is wrong with it.  Writes nothing
+ * into it: a standby may be attached while another process writes.
+ */
+const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t size);
+void keeper_store_detach(struct KeeperStore *store);
+
+/*
+ * The former writer is dead.  Scrub copies that lie beyond the commit word, so
+ * that our first commit cannot make them true.  Everything counts as free
+ * until keeper_store_keep_*() says that a true copy needs it; then
+ * keeper_store_recovered() hands the rest to the allocators.
+ */
+void keeper_store_recover(struct KeeperStore *store);
+const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsigned slot);
+bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number);
+bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit);
+void keeper_store_recovered(struct KeeperStore *store);
+
+/* the act that was committed last */
+const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store);
+
+/* slots; 0: none left */
+uint32_t keeper_store_new_slot(struct KeeperStore *store);
+void keeper_store_free_slot(struct KeeperStore *store, uint32_t slot);
+
+/* IOBufs: index, or 0 where none is left */
+uint32_t keeper_store_new_iobuf(struct KeeperStore *store);
+void keeper_store_free_iobuf(struct KeeperStore *store, uint32_t number);
+
+static inline void *keeper_store_iobuf(const struct KeeperStore *store, uint32_t number)
+{
+	return store->iobuf + (size_t)(number - 1) * store->header->iobuf_size;
+}
+
+/* number of the IOBuf that holds this address, or 0 */
+static inline uint32_t keeper_store_iobuf_of(const struct KeeperStore *store, const void *address)
+{
+	size_t offset = (const uint8_t *)address - store->iobuf;
+
+	if ((const uint8_t *)address < store->iobuf)
+		return 0;
+	offset /= store->header->iobuf_size;
+	return offset < store->header->iobufs ? offset + 1 : 0;
+}
+
+/*
+ * Blobs.  new_blob gives at least so many payload bytes, uninitialized, or 0
+ * when the heap is full; finish_blob sets length and check of an immutable one.
+ */
+uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind kind, size_t length);
+void keeper_store_finish_blob(struct KeeperStore *store, uint32_t unit, size_t length);
+void keeper_store_free_blob(struct KeeperStore *store, uint32_t unit);
+
+static inline struct KeeperBlob *keeper_store_blob(const struct KeeperStore *store, uint32_t unit)
+{
+	return (struct KeeperBlob *)(store->heap + (size_t)(unit - 1) * KEEPER_UNIT);
+}
+
+static inline uint8_t *keeper_blob_data(struct KeeperBlob *blob)
+{
+	return (uint8_t *)(blob + 1);
+}
+
+static inline size_t keeper_blob_capacity(const struct KeeperBlob *blob)
+{
+	return (size_t)blob->units * KEEPER_UNIT - sizeof(*blob);
+}
+
+/*
+ * The payload of a blob that a true copy names: NULL unless number, kind,
+ * length and check are right.  Append-only kinds are checked by their users.
+ */
+const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t unit,
+				      enum KeeperBlobKind kind, size_t *length_p);
+
+/* this slot's live object differs from its true copy */
+static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
+{
+	if (!store->is_dirty[slot]) {
+		store->is_dirty[slot] = true;
+		store->dirty[store->n_dirty++] = slot;
+	}
+}
+
+/*
+ * Make all marked slots true at once, together with the act that follows.
+ * Returns false, having written nothing, if another incarnation owns the ledger.
+ */
+bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serialize,
+			 enum KeeperAct act, uint32_t slot, uint32_t source);
+
+#endif
