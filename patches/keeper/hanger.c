@@ -41,7 +41,7 @@ static enum LinkState state = LINK_DOWN;
 static int control_fd = -1;
 static int ledger_fd = -1;
 static bool adopted;
-static bool leaving;
+static bool frozen;
 static struct event control_event, reconnect_event;
 
 static struct {
@@ -55,6 +55,7 @@ static unsigned n_held, max_held;
 
 static void control_cb(evutil_socket_t fd, short flags, void *arg);
 static void serve(struct KeeperAdopt *adopt);
+static bool read_message(void);
 
 bool keeper_hanger_connected(void)
 {
@@ -399,25 +400,24 @@ static void register_all(void)
 /* stand still at a commit until the hanger says THAW, or kills us */
 static void freeze(void)
 {
-	struct KeeperMessage head;
-	ssize_t res;
+	unsigned i;
 
 	keeper_loop_end();
+	frozen = true;
 	if (!send_message(KEEPER_MSG_FROZEN, NULL, 0, NULL, 0))
-		return;
-	for (;;) {
+		frozen = false;
+	while (frozen && control_fd >= 0) {
 		struct pollfd p = { control_fd, POLLIN, 0 };
 
-		if (poll(&p, 1, -1) < 0 && errno != EINTR)
-			return;
-		if (!(p.revents & (POLLIN | POLLHUP | POLLERR)))
-			continue;
-		/* clients that wait to be delivered stay queued until we go on */
-		res = recv(control_fd, &head, sizeof(head), MSG_DONTWAIT | MSG_PEEK);
-		if (res < (ssize_t)sizeof(head) || head.type == KEEPER_MSG_THAW)
-			return;
-		return;
+		if (poll(&p, 1, -1) > 0)
+			read_message();
 	}
+	frozen = false;
+	reset_time_cache();
+	/* who came meanwhile */
+	for (i = 0; i < n_held; i++)
+		new_client(held[i].token, held[i].fd, held[i].is_unix);
+	n_held = 0;
 }
 
 static void end_client(PgSocket *client)
@@ -518,7 +518,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 	case KEEPER_MSG_CLIENT:
 		if (n_fds != 1)
 			break;
-		if (adopted)
+		if (adopted && !frozen)
 			new_client(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
 		else
 			add_held(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
@@ -528,6 +528,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 			freeze();
 		break;
 	case KEEPER_MSG_THAW:
+		frozen = false;
 		break;
 	case KEEPER_MSG_RELEASE_ALL:
 		if (adopted)
@@ -649,9 +650,6 @@ void keeper_start(void)
 {
 	int waited, fd = -1;
 
-	/* the pidfile of the one whose sessions we take over */
-	if (cf_pidfile && *cf_pidfile)
-		unlink(cf_pidfile);
 	for (waited = 0; fd < 0; waited++) {
 		fd = connect_hanger();
 		if (fd < 0 && waited >= 10 * START_PATIENCE)
@@ -671,17 +669,19 @@ void keeper_start(void)
 		if (cf_shutdown)
 			exit(0);
 	}
+	/* the pidfile of the one whose sessions we have taken over */
+	if (cf_pidfile && *cf_pidfile)
+		unlink(cf_pidfile);
 }
 
 void keeper_leave_sessions(const char *signal_name)
 {
 	if (adopted) {
 		log_info("got %s, leaving all sessions with the hanger", signal_name);
-		leaving = true;
 		keeper_loop_end();
+		if (cf_pidfile && *cf_pidfile)
+			unlink(cf_pidfile);
 	}
-	if (cf_pidfile && *cf_pidfile)
-		unlink(cf_pidfile);
 	/* no exit handlers: they say goodbye to clients and remove the hanger's sockets */
 	_exit(0);
 }

@@ -1,0 +1,231 @@
+/*
+ * pgkeeper - adoption: users, pools and what else is no socket.
+ */
+#include "bouncer.h"
+
+#include "keeper/internal.h"
+#include "keeper/adopt.h"
+
+extern uint8_t mock_auth_nonce[32];
+extern bool mock_auth_nonce_initialized;
+
+/*
+ * Reading records.  Each returns false where the record is damaged or speaks
+ * of something the configuration no longer has.
+ */
+
+bool keeper_open_record(const struct KeeperCopy *copy, struct KeeperUnpack *unpack)
+{
+	unpack->failed = false;
+	unpack->data = keeper_store_read_blob(&keeper_store, copy->record, KEEPER_BLOB_RECORD, &unpack->len);
+	return unpack->data != NULL;
+}
+
+PgCredentials *keeper_find_credentials(enum KeeperCredentials kind, const char *name, PgDatabase *db)
+{
+	struct AANode *node;
+
+	switch (kind) {
+	case KEEPER_CRED_GLOBAL:
+		return find_global_credentials(name);
+	case KEEPER_CRED_FORCED:
+		return db ? db->forced_user_credentials : NULL;
+	case KEEPER_CRED_DYNAMIC:
+		if (!db)
+			return NULL;
+		node = aatree_search(&db->user_tree, (uintptr_t)name);
+		return node ? container_of(node, PgCredentials, tree_node) : NULL;
+	case KEEPER_CRED_PAM:
+		return add_pam_credentials(name, NULL);
+	case KEEPER_CRED_NONE:
+	case KEEPER_CRED_MOCK:
+		break;
+	}
+	return NULL;
+}
+
+static bool read_global(const struct KeeperCopy *copy)
+{
+	struct KeeperUnpack unpack;
+	struct KeeperGlobalRecord record;
+
+	if (!keeper_open_record(copy, &unpack))
+		return false;
+	keeper_unpack(&unpack, &record, sizeof(record));
+	if (unpack.failed)
+		return false;
+	if (record.mock_nonce_set) {
+		memcpy(mock_auth_nonce, record.mock_nonce, sizeof(record.mock_nonce));
+		mock_auth_nonce_initialized = true;
+	}
+	if (record.pause_mode == P_PAUSE)
+		cf_pause_mode = P_PAUSE;
+	return true;
+}
+
+/* tracked parameters were recorded by position: their names at that time */
+static char recorded_var[UINT8_MAX][128];
+static unsigned n_recorded_vars;
+
+static void read_var_names(const struct KeeperCopy *copy)
+{
+	struct KeeperUnpack unpack;
+	struct KeeperGlobalRecord record;
+
+	n_recorded_vars = 0;
+	if (!keeper_open_record(copy, &unpack))
+		return;
+	keeper_unpack(&unpack, &record, sizeof(record));
+	while (n_recorded_vars < record.n_vars && !unpack.failed) {
+		keeper_unpack_string(&unpack, recorded_var[n_recorded_vars], sizeof(recorded_var[0]));
+		n_recorded_vars++;
+	}
+	if (unpack.failed)
+		n_recorded_vars = 0;
+}
+
+/* false: damaged; cache may be NULL, only to check */
+bool keeper_read_vars(struct KeeperUnpack *unpack, unsigned n, VarCache *cache)
+{
+	unsigned i;
+
+	if (n > n_recorded_vars)
+		return false;
+	for (i = 0; i < n; i++) {
+		char *value = keeper_unpack_strdup(unpack);
+
+		if (value && cache)
+			varcache_set(cache, recorded_var[i], value);
+		free(value);
+	}
+	return !unpack->failed;
+}
+
+static PgCredentials *read_user(const struct KeeperCopy *copy, PgDatabase **db_p)
+{
+	struct KeeperUnpack unpack;
+	struct KeeperUserRecord record;
+	char name[MAX_USERNAME], db_name[MAX_DBNAME], passwd[MAX_PASSWORD];
+	PgCredentials *credentials;
+	bool has_passwd;
+
+	if (!keeper_open_record(copy, &unpack))
+		return NULL;
+	keeper_unpack(&unpack, &record, sizeof(record));
+	keeper_unpack_string(&unpack, name, sizeof(name));
+	*db_p = keeper_unpack_string(&unpack, db_name, sizeof(db_name)) ? find_or_register_database(NULL, db_name) : NULL;
+	has_passwd = keeper_unpack_string(&unpack, passwd, sizeof(passwd));
+	if (unpack.failed)
+		return NULL;
+	if (record.cred_kind == KEEPER_CRED_DYNAMIC && *db_p && has_passwd)
+		credentials = add_dynamic_credentials(*db_p, name, passwd);
+	else if (record.cred_kind == KEEPER_CRED_PAM)
+		credentials = add_pam_credentials(name, has_passwd ? passwd : NULL);
+	else
+		credentials = keeper_find_credentials(record.cred_kind, name, *db_p);
+	memset(passwd, 0, sizeof(passwd));
+	if (!credentials)
+		return NULL;
+	if (record.has_scram_keys) {
+		memcpy(credentials->scram_ClientKey, record.client_key, sizeof(record.client_key));
+		memcpy(credentials->scram_ServerKey, record.server_key, sizeof(record.server_key));
+		credentials->has_scram_keys = true;
+	}
+	return credentials;
+}
+
+static PgPool *read_pool(const struct KeeperCopy *copy, bool *changed_p)
+{
+	struct KeeperUnpack unpack;
+	struct KeeperPoolRecord record;
+	char db_name[MAX_DBNAME], user[MAX_USERNAME], user_db[MAX_DBNAME], fingerprint[4096];
+	char *recorded;
+	const uint8_t *welcome;
+	size_t len;
+	PgDatabase *db;
+	PgPool *pool;
+
+	if (!keeper_open_record(copy, &unpack))
+		return NULL;
+	keeper_unpack(&unpack, &record, sizeof(record));
+	keeper_unpack_string(&unpack, db_name, sizeof(db_name));
+	keeper_unpack_string(&unpack, user, sizeof(user));
+	keeper_unpack_string(&unpack, user_db, sizeof(user_db));
+	if (unpack.failed)
+		return NULL;
+	if (record.peer_id)
+		return get_peer_pool(find_peer(record.peer_id));
+	db = find_or_register_database(NULL, db_name);
+	if (!db)
+		return NULL;
+	pool = get_pool(db, keeper_find_credentials(record.cred_kind, user, db));
+	if (!pool)
+		return NULL;
+
+	recorded = keeper_unpack_strdup(&unpack);
+	*changed_p = !recorded || strcmp(recorded, keeper_fingerprint(db, fingerprint, sizeof(fingerprint))) != 0;
+	free(recorded);
+	if (!keeper_read_vars(&unpack, record.n_vars, &pool->orig_vars))
+		return NULL;
+	welcome = keeper_unpack_bytes(&unpack, &len);
+	if (record.welcome_ready && welcome && !pool->welcome_msg) {
+		pool->welcome_msg = pktbuf_dynamic(len + 1);
+		if (!pool->welcome_msg)
+			return NULL;
+		pktbuf_put_bytes(pool->welcome_msg, welcome, len);
+		pool->welcome_msg_ready = true;
+	}
+	db->db_paused |= record.db_paused;
+	db->db_disabled |= record.db_disabled;
+	pool->last_lifetime_disconnect = record.last_lifetime_disconnect;
+	memcpy(&pool->stats, record.stats, sizeof(pool->stats));
+	pool->newer_stats = pool->older_stats = pool->stats;
+	return pool;
+}
+
+void keeper_read_facts(PgPool **changed_pool, unsigned *n_changed)
+{
+	uint32_t slot;
+	bool changed;
+
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperAdoptee *a = &keeper_adoptee[slot];
+
+		if (a->lost || a->copy.kind != KEEPER_GLOBAL)
+			continue;
+		read_var_names(&a->copy);
+		if (read_global(&a->copy))
+			keeper_adopt_local(slot);
+	}
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperAdoptee *a = &keeper_adoptee[slot];
+		PgDatabase *db = NULL;
+		PgCredentials *credentials;
+
+		if (a->lost || a->copy.kind != KEEPER_USER)
+			continue;
+		credentials = read_user(&a->copy, &db);
+		if (!credentials || credentials->keeper_slot)
+			continue;
+		keeper_adopt_local(slot);
+		keeper_local[slot].object = credentials;
+		keeper_local[slot].user_db = db;
+		credentials->keeper_slot = slot;
+	}
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperAdoptee *a = &keeper_adoptee[slot];
+		PgPool *pool;
+
+		if (a->lost || a->copy.kind != KEEPER_POOL)
+			continue;
+		changed = false;
+		pool = read_pool(&a->copy, &changed);
+		if (!pool || pool->keeper_slot)
+			continue;
+		keeper_adopt_local(slot);
+		keeper_local[slot].object = pool;
+		pool->keeper_slot = slot;
+		if (changed)
+			changed_pool[(*n_changed)++] = pool;
+	}
+}

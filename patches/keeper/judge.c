@@ -1,0 +1,282 @@
+/*
+ * pgkeeper - adoption: what can go on exactly?
+ *
+ * Reads every slot's true copy, adjusts the one stream that may lie beyond it
+ * by the kernel's figures, and finds out who cannot go on, with all who depend
+ * on them.  Changes nothing but its own notes.
+ */
+#include "bouncer.h"
+
+#include "keeper/internal.h"
+#include "keeper/adopt.h"
+
+/* sbuf.c's ACT_SEND */
+enum { ACTION_SEND = 1 };
+
+/*
+ * Held sockets by token.
+ */
+
+static int by_token(const void *a, const void *b)
+{
+	const struct KeeperHeld *l = a, *r = b;
+
+	return l->token < r->token ? -1 : l->token > r->token;
+}
+
+static int take_fd(struct KeeperHeld *held, unsigned n_held, uint64_t token)
+{
+	struct KeeperHeld key = { token, -1, false };
+	struct KeeperHeld *found = n_held ? bsearch(&key, held, n_held, sizeof(key), by_token) : NULL;
+	int fd;
+
+	if (!found)
+		return -1;
+	fd = found->fd;
+	found->fd = -1;
+	return fd;
+}
+
+/*
+ * Judging: what can go on exactly?
+ */
+
+void keeper_lose(uint32_t slot, enum KeeperLost reason)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+
+	if (a->lost)
+		return;
+	a->lost = true;
+	a->reason = reason;
+	log_debug("keeper: slot %u (kind %d, state %d) cannot go on: reason %d", slot, a->copy.kind, a->copy.state, reason);
+}
+
+static bool blob_ok(uint32_t unit, enum KeeperBlobKind kind, size_t *len_p)
+{
+	*len_p = 0;
+	return !unit || keeper_store_read_blob(&keeper_store, unit, kind, len_p);
+}
+
+/* do the copy's own numbers make sense? */
+static bool plausible(const struct KeeperCopy *c, uint32_t slot)
+{
+	uint32_t pkt_buf = keeper_store.header->pkt_buf;
+	size_t len;
+	bool state_ok = c->kind == KEEPER_CLIENT ? c->state > CL_JUSTFREE && c->state < SV_FREE
+			: c->state > SV_JUSTFREE && c->state <= SV_TESTED;
+
+	if (keeper_is_socket(c) && !state_ok)
+		return false;
+	if (c->io > keeper_store.header->iobufs || c->io_done > c->io_parse || c->io_parse > c->io_recv
+	    || c->io_recv > pkt_buf)
+		return false;
+	if (c->link > keeper_store.header->slots || c->dst > keeper_store.header->slots || c->pool > keeper_store.header->slots || c->canceled_server > keeper_store.header->slots || c->link == slot)
+		return false;
+	if (c->n_requests > sizeof(c->request))
+		return false;
+	if (c->outbox) {
+		if (!keeper_store_read_blob(&keeper_store, c->outbox, KEEPER_BLOB_OUTBOX, &len)
+		    || c->outbox_done > c->outbox_len
+		    || c->outbox_len > keeper_blob_capacity(keeper_store_blob(&keeper_store, c->outbox)))
+			return false;
+	}
+	return blob_ok(c->extra, KEEPER_BLOB_EXTRA, &len) && blob_ok(c->requests, KEEPER_BLOB_REQUESTS, &len)
+	       && blob_ok(c->doom, KEEPER_BLOB_DOOM, &len) && (!keeper_is_socket(c) || blob_ok(c->record, KEEPER_BLOB_RECORD, &len));
+}
+
+static bool kernel_figures(uint32_t slot, struct KeeperAdoptee *a)
+{
+	const struct KeeperSlot *shared = &keeper_store.slot[slot];
+
+	if (a->copy.flags & KEEPER_F_UNIX) {
+		a->read = shared->unix_rx;
+		a->written = shared->unix_tx;
+		/* in the middle of the one call that nobody counts */
+		return !shared->unix_busy;
+	}
+	if (!keeper_figures(a->fd, &a->read, &a->written))
+		return false;
+	a->read -= shared->base_rx;
+	a->written -= shared->base_tx;
+	return true;
+}
+
+/* so many bytes of this source are gone, in the order sbuf.c sends them */
+static bool consume(struct KeeperAdoptee *source, uint64_t bytes)
+{
+	struct KeeperCopy *c = &source->copy;
+	uint64_t extra_left = 0, io_left = c->io_parse - c->io_done, part;
+	size_t len;
+	bool extra_first = !(c->flags & KEEPER_F_QUEUE_AFTER);
+
+	if (c->extra && keeper_store_read_blob(&keeper_store, c->extra, KEEPER_BLOB_EXTRA, &len))
+		extra_left = len;
+	if (bytes > extra_left + io_left)
+		return false;
+	part = extra_first ? extra_left : io_left;
+	if (part > bytes)
+		part = bytes;
+	if (extra_first) {
+		source->extra_done = part;
+		c->io_done += bytes - part;
+	} else {
+		c->io_done += part;
+		source->extra_done = bytes - part;
+	}
+	return true;
+}
+
+static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+	struct KeeperCopy *c = &a->copy;
+	uint64_t got, gone;
+
+	if (!kernel_figures(slot, a)) {
+		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+		return;
+	}
+	got = a->read - c->rx;
+	gone = a->written - c->tx;
+	if (got) {
+		if (act->act != KEEPER_ACT_RECV || act->slot != slot || !c->io
+		    || got > keeper_store.header->pkt_buf - c->io_recv) {
+			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+			return;
+		}
+		c->io_recv += got;
+		c->rx += got;
+		c->flags |= KEEPER_F_FLUSH_DUE;
+	}
+	if (gone) {
+		bool ok = false;
+
+		if (act->slot == slot && act->act == KEEPER_ACT_OUTBOX)
+			ok = gone <= c->outbox_len - c->outbox_done;
+		else if (act->slot == slot && act->act == KEEPER_ACT_SEND && act->source && act->source <= keeper_store.header->slots)
+			ok = consume(&keeper_adoptee[act->source], gone);
+		if (!ok) {
+			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+			return;
+		}
+		if (act->act == KEEPER_ACT_OUTBOX)
+			c->outbox_done += gone;
+		c->tx += gone;
+	}
+}
+
+void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+	struct KeeperCopy *c = &a->copy;
+
+	if (!keeper_is_socket(c))
+		return;
+	if (c->flags & KEEPER_F_CONSOLE)
+		keeper_lose(slot, KEEPER_LOST_CONSOLE);
+	else if (c->flags & KEEPER_F_VOLATILE)
+		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+	else if (c->pool && !keeper_local[c->pool].object)
+		keeper_lose(slot, KEEPER_LOST_CONFIG);
+	else if (c->kind == KEEPER_SERVER && !c->pool)
+		keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	else if (c->kind == KEEPER_SERVER && c->state == SV_BEING_CANCELED)
+		/* a cancel is on its way that nobody watches any more */
+		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+	reconcile(slot, act);
+}
+
+/* who depends on a lost one is lost as well */
+void keeper_judge_links(void)
+{
+	uint32_t slot;
+	bool again = true;
+
+	while (again) {
+		again = false;
+		for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+			struct KeeperAdoptee *a = &keeper_adoptee[slot], *other;
+
+			if (!keeper_is_socket(&a->copy) || a->lost)
+				continue;
+			if (a->copy.link) {
+				other = &keeper_adoptee[a->copy.link];
+				if (!keeper_is_socket(&other->copy) || other->copy.kind == a->copy.kind
+				    || (other->copy.link != slot && !((a->copy.flags | other->copy.flags) & KEEPER_F_DOOMED)))
+					keeper_lose(slot, KEEPER_LOST_DAMAGED);
+				else if (other->lost)
+					keeper_lose(slot, other->reason);
+			} else if (a->copy.kind == KEEPER_SERVER && a->copy.state == SV_ACTIVE
+				   && !(a->copy.flags & (KEEPER_F_READY | KEEPER_F_DOOMED))) {
+				keeper_lose(slot, KEEPER_LOST_DAMAGED);
+			}
+			if (!a->lost && a->copy.dst && (a->copy.pkt_remain || a->copy.io_parse > a->copy.io_done)
+			    && a->copy.pkt_action == ACTION_SEND) {
+				/* in the middle of a message to somebody else */
+				other = &keeper_adoptee[a->copy.dst];
+				if (a->copy.dst != a->copy.link || other->lost)
+					keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
+			}
+			again |= a->lost;
+		}
+	}
+}
+
+
+/* does this client's stream stand between two messages, with nothing left to send? */
+bool keeper_at_boundary(const struct KeeperAdoptee *a)
+{
+	const struct KeeperCopy *c = &a->copy, *server;
+
+	if (a->written != c->tx || c->outbox_len != c->outbox_done)
+		return false;
+	if (!c->link)
+		return true;
+	server = &keeper_adoptee[c->link].copy;
+	return server->kind == KEEPER_SERVER && !server->extra && server->io_done == server->io_parse
+	       && (!server->pkt_remain || server->pkt_action != ACTION_SEND);
+}
+
+void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+	uint64_t gone;
+
+	/* its FIN may confuse the figures, but comes only after the outbox is empty */
+	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot || !kernel_figures(slot, &keeper_adoptee[slot]))
+		return;
+	gone = keeper_adoptee[slot].written - l->tx;
+	if (gone > l->outbox_len - l->outbox_done)
+		gone = l->outbox_len - l->outbox_done;
+	l->outbox_done += gone;
+	l->tx += gone;
+}
+
+void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
+{
+	uint32_t slot;
+
+	if (n_held)
+		qsort(held, n_held, sizeof(*held), by_token);
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperAdoptee *a = &keeper_adoptee[slot];
+
+		a->fd = -1;
+		a->copy = *keeper_store_copy(&keeper_store, slot);
+		if (!a->copy.epoch)
+			a->copy.kind = KEEPER_FREE;
+		if (a->copy.kind == KEEPER_FREE)
+			continue;
+		if (a->copy.check != keeper_check(&a->copy) || !plausible(&a->copy, slot)) {
+			log_warning("keeper: slot %u of the ledger is damaged", slot);
+			keeper_lose(slot, KEEPER_LOST_DAMAGED);
+		}
+		if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
+			a->fd = take_fd(held, n_held, a->copy.token);
+			/* released, but not committed as free */
+			if (a->fd < 0)
+				a->copy.kind = KEEPER_FREE;
+		}
+	}
+}

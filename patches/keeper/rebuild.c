@@ -1,0 +1,294 @@
+/*
+ * pgkeeper - adoption: a PgSocket from its slot.
+ */
+#include "bouncer.h"
+#include "scram.h"
+
+#include <usual/slab.h>
+
+#include "keeper/internal.h"
+#include "keeper/adopt.h"
+
+/*
+ * Rebuilding.
+ */
+
+static void rebuild_requests(PgSocket *server, const struct KeeperCopy *c)
+{
+	const struct KeeperRequest *entry = NULL;
+	size_t len = 0, n, i;
+
+	if (c->requests)
+		entry = (const struct KeeperRequest *)
+			keeper_store_read_blob(&keeper_store, c->requests, KEEPER_BLOB_REQUESTS, &len);
+	n = entry ? len / sizeof(*entry) : c->n_requests;
+	for (i = 0; i < n; i++) {
+		OutstandingRequest *request = slab_alloc(outstanding_request_cache);
+
+		if (!request)
+			die("keeper: out of memory");
+		if (entry) {
+			request->type = entry[i].type;
+			request->action = entry[i].action;
+			if (entry[i].closing)
+				request->server_ps = keeper_closing_statement(entry[i].statement);
+			else
+				request->server_ps_query_id = entry[i].query_id;
+		} else {
+			request->type = (c->request[i] & 0x3f) + 0x40;
+			request->action = c->request[i] >> 6;
+		}
+		statlist_append(&server->outstanding_requests, &request->node);
+	}
+}
+
+static bool rebuild_scram(struct ScramState *scram, uint32_t unit)
+{
+	struct KeeperUnpack unpack = { NULL, 0, false };
+
+	if (!unit)
+		return true;
+	unpack.data = keeper_store_read_blob(&keeper_store, unit, KEEPER_BLOB_SCRAM, &unpack.len);
+	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, unit))
+		return false;
+	scram->client_nonce = keeper_unpack_strdup(&unpack);
+	scram->client_first_message_bare = keeper_unpack_strdup(&unpack);
+	scram->client_final_message_without_proof = keeper_unpack_strdup(&unpack);
+	scram->server_nonce = keeper_unpack_strdup(&unpack);
+	scram->server_first_message = keeper_unpack_strdup(&unpack);
+	scram->salt = keeper_unpack_strdup(&unpack);
+	keeper_unpack(&unpack, &scram->cbind_flag, sizeof(scram->cbind_flag));
+	keeper_unpack(&unpack, &scram->adhoc, sizeof(scram->adhoc));
+	keeper_unpack(&unpack, &scram->iterations, sizeof(scram->iterations));
+	keeper_unpack(&unpack, scram->ClientKey, sizeof(scram->ClientKey));
+	keeper_unpack(&unpack, scram->StoredKey, sizeof(scram->StoredKey));
+	keeper_unpack(&unpack, scram->ServerKey, sizeof(scram->ServerKey));
+	return !unpack.failed;
+}
+
+static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record)
+{
+	struct KeeperUnpack unpack = { NULL, 0, false };
+	PktHdr *pkt = &sk->packet_cb_state.pkt;
+	uint32_t head[2];
+
+	sk->packet_cb_state.flag = record->packet_flag;
+	if (!record->packet)
+		return true;
+	unpack.data = keeper_store_read_blob(&keeper_store, record->packet, KEEPER_BLOB_PACKET, &unpack.len);
+	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, record->packet))
+		return false;
+	keeper_unpack(&unpack, head, sizeof(head));
+	pkt->type = head[0];
+	pkt->len = head[1];
+	mbuf_init_dynamic(&pkt->data);
+	return !unpack.failed && unpack.len <= pkt->len && mbuf_make_room(&pkt->data, pkt->len)
+	       && mbuf_write(&pkt->data, unpack.data, unpack.len);
+}
+
+static void rebuild_flags(PgSocket *sk, uint32_t flags)
+{
+	sk->ready = flags & KEEPER_F_READY ? 1 : 0;
+	sk->idle_tx = flags & KEEPER_F_IDLE_TX ? 1 : 0;
+	sk->close_needed = flags & KEEPER_F_CLOSE_NEEDED ? 1 : 0;
+	sk->setting_vars = flags & KEEPER_F_SETTING_VARS ? 1 : 0;
+	sk->resetting = flags & KEEPER_F_RESETTING ? 1 : 0;
+	sk->copy_mode = flags & KEEPER_F_COPY_MODE ? 1 : 0;
+	sk->query_failed = flags & KEEPER_F_QUERY_FAILED ? 1 : 0;
+	sk->wait_for_welcome = flags & KEEPER_F_WAIT_FOR_WELCOME ? 1 : 0;
+	sk->wait_for_user_conn = flags & KEEPER_F_WAIT_FOR_USER_CONN ? 1 : 0;
+	sk->wait_for_user = flags & KEEPER_F_WAIT_FOR_USER ? 1 : 0;
+	/* wait_for_auth is never restored: it would skip the password check */
+	sk->sbuf.extra_packet_queue_after = flags & KEEPER_F_QUEUE_AFTER ? 1 : 0;
+}
+
+void keeper_rebuild_counts(PgSocket *sk, uint32_t flags)
+{
+	if (is_server_socket(sk)) {
+		sk->pool->db->connection_count++;
+		if (sk->pool->user_credentials)
+			sk->pool->user_credentials->global_user->connection_count++;
+		return;
+	}
+	if ((flags & KEEPER_F_DB_COUNTED) && sk->db) {
+		sk->db->client_connection_count++;
+		sk->contributes_db_client_count = true;
+	}
+	if ((flags & KEEPER_F_USER_COUNTED) && sk->login_user_credentials) {
+		sk->login_user_credentials->global_user->client_connection_count++;
+		sk->user_connection_counted = true;
+	}
+}
+
+/* a PgSocket in no list yet; NULL: lost, with the reason set */
+PgSocket *keeper_rebuild(uint32_t slot)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+	const struct KeeperCopy *c = &a->copy;
+	bool is_server = c->kind == KEEPER_SERVER, is_unix = c->flags & KEEPER_F_UNIX;
+	struct KeeperLocal *l = &keeper_local[slot];
+	struct KeeperSocketRecord record;
+	struct KeeperUnpack unpack;
+	char name[MAX_USERNAME], credentials_db[MAX_DBNAME], db_name[MAX_DBNAME];
+	PgCredentials *credentials = NULL;
+	PgDatabase *db = NULL;
+	bool has_db;
+	PgSocket *sk;
+
+	if (!keeper_open_record(c, &unpack))
+		return keeper_lose(slot, KEEPER_LOST_DAMAGED), NULL;
+	keeper_unpack(&unpack, &record, sizeof(record));
+	keeper_unpack_string(&unpack, name, sizeof(name));
+	if (keeper_unpack_string(&unpack, credentials_db, sizeof(credentials_db)))
+		db = find_or_register_database(NULL, credentials_db);
+	has_db = keeper_unpack_string(&unpack, db_name, sizeof(db_name));
+	if (unpack.failed)
+		return keeper_lose(slot, KEEPER_LOST_DAMAGED), NULL;
+	if (record.cred_kind != KEEPER_CRED_NONE) {
+		credentials = keeper_find_credentials(record.cred_kind, name, db);
+		if (!credentials)
+			return keeper_lose(slot, KEEPER_LOST_CONFIG), NULL;
+	}
+	if (!is_server && has_db) {
+		db = find_or_register_database(NULL, db_name);
+		if (!db)
+			return keeper_lose(slot, KEEPER_LOST_CONFIG), NULL;
+	} else if (!is_server) {
+		/* a login that has not named a database yet, or one that does not exist */
+		db = NULL;
+		if (credentials || (c->state != CL_LOGIN && c->state != CL_WAITING_CANCEL))
+			return keeper_lose(slot, KEEPER_LOST_CONFIG), NULL;
+	}
+
+	sk = slab_alloc(is_server ? server_cache : client_cache);
+	if (!sk)
+		return keeper_lose(slot, KEEPER_LOST_RESOURCES), NULL;
+	sk->keeper_slot = slot;
+	sk->id = record.id;
+	sk->pool = c->pool ? keeper_local[c->pool].object : NULL;
+	if (is_server) {
+		statlist_init(&sk->canceling_clients, "canceling_clients");
+	} else {
+		sk->db = db;
+	}
+	sk->login_user_credentials = credentials;
+	sk->client_auth_type = record.auth_type;
+	sk->replication = record.replication;
+	sk->connect_time = record.connect_time;
+	sk->request_time = c->request_time;
+	sk->query_start = c->query_start;
+	sk->xact_start = c->xact_start;
+	memcpy(sk->cancel_key, record.cancel_key, sizeof(sk->cancel_key));
+	sk->startup_options = keeper_unpack_strdup(&unpack);
+	rebuild_flags(sk, c->flags);
+	sk->admin_user = c->flags & KEEPER_F_ADMIN_USER ? 1 : 0;
+	sk->own_user = c->flags & KEEPER_F_OWN_USER ? 1 : 0;
+
+	sk->sbuf.sock = a->fd;
+	sk->sbuf.pkt_action = c->pkt_action;
+	sk->sbuf.pkt_remain = c->pkt_remain;
+	sk->sbuf.skip_remain = c->skip_remain;
+	if (!tune_socket(a->fd, is_unix))
+		log_warning("keeper: tune_socket failed for an adopted socket");
+	if (is_server && is_unix)
+		pga_set(&sk->remote_addr, AF_UNIX, sk->pool->db->port);
+	else
+		fill_remote_addr(sk, a->fd, is_unix);
+	fill_local_addr(sk, a->fd, is_unix);
+
+	if (a->iobuf && c->io_recv > c->io_done) {
+		IOBuf *io = keeper_store_iobuf(&keeper_store, a->iobuf);
+
+		io->done_pos = c->io_done;
+		io->parse_pos = c->io_parse;
+		io->recv_pos = c->io_recv;
+		sk->sbuf.io = io;
+		keeper_iobuf_owner(a->iobuf, sk);
+		a->iobuf = 0;
+	}
+	if (c->extra) {
+		size_t len;
+		const uint8_t *extra = keeper_store_read_blob(&keeper_store, c->extra, KEEPER_BLOB_EXTRA, &len);
+
+		if (!mbuf_write(&sk->sbuf.extra_packets, extra + a->extra_done, len - a->extra_done))
+			keeper_lose(slot, KEEPER_LOST_RESOURCES);
+	}
+	if (!keeper_read_vars(&unpack, record.n_vars, &sk->vars)
+	    || !keeper_catalog_read(sk, record.catalog, record.catalog_used)
+	    || !rebuild_scram(&sk->scram_state, record.scram) || !rebuild_packet(sk, &record))
+		keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	if (is_server)
+		rebuild_requests(sk, c);
+	if (record.id > last_pgsocket_id)
+		last_pgsocket_id = record.id;
+
+	l->object = sk;
+	l->flush_due = c->flags & KEEPER_F_FLUSH_DUE;
+	l->catalog.blob = record.catalog;
+	l->catalog.used = record.catalog_used;
+	l->scram = record.scram;
+	l->packet = record.packet;
+	l->packet_flag = record.packet_flag;
+	l->packet_written = mbuf_written(&sk->packet_cb_state.pkt.data);
+	return sk;
+}
+
+/* a blob that the true copy names: ours until the next commit has replaced it */
+static uint32_t keep(uint32_t slot, uint32_t unit)
+{
+	if (!unit)
+		return 0;
+	if (unit <= keeper_store.header->units && keeper_store_keep_blob(&keeper_store, unit))
+		return unit;
+	keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	return 0;
+}
+
+void keeper_adopt_local(uint32_t slot)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+	const struct KeeperCopy *c = &a->copy;
+	struct KeeperLocal *l = &keeper_local[slot];
+
+	memset(l, 0, sizeof(*l));
+	l->kind = c->kind;
+	l->fd = a->fd;
+	l->token = c->token;
+	l->rx = c->rx;
+	l->tx = c->tx;
+	l->is_unix = c->flags & KEEPER_F_UNIX;
+	l->stale = true;
+	if (a->lost && a->reason == KEEPER_LOST_DAMAGED)
+		return;
+	l->record = keep(slot, c->record);
+	l->requests = keep(slot, c->requests);
+	l->extra = keep(slot, c->extra);
+	l->doom = keep(slot, c->doom);
+	l->outbox = keep(slot, c->outbox);
+	if (l->outbox) {
+		l->outbox_done = c->outbox_done;
+		l->outbox_len = c->outbox_len;
+	}
+	if (c->io) {
+		if (keeper_store_keep_iobuf(&keeper_store, c->io))
+			a->iobuf = c->io;
+		else
+			keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	}
+}
+
+/* take apart what was rebuilt in vain */
+void keeper_discard(PgSocket *sk)
+{
+	sk->keeper_slot = 0;
+	sk->sbuf.sock = 0;
+	sk->sbuf.io = NULL;
+	mbuf_free(&sk->sbuf.extra_packets);
+	free_header(&sk->packet_cb_state.pkt);
+	free_scram_state(&sk->scram_state);
+	free(sk->startup_options);
+	if (is_server_socket(sk))
+		change_server_state(sk, SV_FREE);
+	else
+		change_client_state(sk, CL_FREE);
+}
