@@ -15,8 +15,6 @@
 #include "keeper/internal.h"
 #include "keeper/adopt.h"
 
-/* sbuf.c's W_NONE: paused */
-enum { WAIT_NONE = 0 };
 
 /* by slot */
 struct KeeperAdoptee *keeper_adoptee;
@@ -151,7 +149,7 @@ static void wake(uint32_t slot, PgSocket *sk)
 	SBuf *sbuf = &sk->sbuf;
 	bool bytes = !iobuf_empty(sbuf->io) || mbuf_avail_for_read(&sbuf->extra_packets) > 0;
 
-	if (c->wait_type == WAIT_NONE)
+	if (c->wait_type == KEEPER_WAIT_NONE)
 		return;
 	if (bytes || keeper_local[slot].flush_due)
 		sbuf_adopt_resume(sbuf);
@@ -160,7 +158,7 @@ static void wake(uint32_t slot, PgSocket *sk)
 /* a PAM check dies with the process: read the password packet again */
 static bool must_ask_again(const PgSocket *sk, const struct KeeperCopy *c)
 {
-	return c->kind == KEEPER_CLIENT && c->state == CL_LOGIN && c->wait_type == WAIT_NONE
+	return c->kind == KEEPER_CLIENT && c->state == CL_LOGIN && c->wait_type == KEEPER_WAIT_NONE
 	       && sk->client_auth_type == AUTH_TYPE_PAM && !sk->link;
 }
 
@@ -177,9 +175,9 @@ static void go_on(PgSocket **list, unsigned n)
 
 		slot[i] = list[i]->keeper_slot;
 		if (must_ask_again(list[i], c))
-			c->wait_type = !WAIT_NONE;
+			c->wait_type = KEEPER_WAIT_RECV;
 		/* all wait as they did before the first of them acts */
-		if (c->wait_type != WAIT_NONE && !sbuf_adopt_wait(&list[i]->sbuf))
+		if (c->wait_type != KEEPER_WAIT_NONE && !sbuf_adopt_wait(&list[i]->sbuf))
 			die("keeper: cannot wait for an adopted socket: %s", strerror(errno));
 		if (c->outbox && c->outbox_done < c->outbox_len)
 			keeper_pend(slot[i]);

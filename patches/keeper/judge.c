@@ -10,9 +10,6 @@
 #include "keeper/internal.h"
 #include "keeper/adopt.h"
 
-/* sbuf.c's ACT_SEND */
-enum { ACTION_SEND = 1 };
-
 /*
  * Held sockets by token.
  */
@@ -212,7 +209,7 @@ void keeper_judge_links(void)
 				keeper_lose(slot, KEEPER_LOST_DAMAGED);
 			}
 			if (!a->lost && a->copy.dst && (a->copy.pkt_remain || a->copy.io_parse > a->copy.io_done)
-			    && a->copy.pkt_action == ACTION_SEND) {
+			    && a->copy.pkt_action == KEEPER_ACTION_SEND) {
 				/* in the middle of a message to somebody else */
 				other = &keeper_adoptee[a->copy.dst];
 				if (a->copy.dst != a->copy.link || other->lost)
@@ -235,7 +232,7 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 		return true;
 	server = &keeper_adoptee[c->link].copy;
 	return server->kind == KEEPER_SERVER && !server->extra && server->io_done == server->io_parse
-	       && (!server->pkt_remain || server->pkt_action != ACTION_SEND);
+	       && (!server->pkt_remain || server->pkt_action != KEEPER_ACTION_SEND);
 }
 
 void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)

@@ -301,11 +301,10 @@ void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
 		iobuf_try_resync(io, small_pkt);
 		return;
 	}
-	number = keeper_store_new_iobuf(&keeper_store);
-	if (!number)
-		return;		/* no room to move: as if there were more to move than small_pkt */
-	iobuf_owner[number] = sk;
-	fresh = keeper_store_iobuf(&keeper_store, number);
+	/* the ledger's, or PgBouncer's own, which leaves this socket volatile meanwhile */
+	fresh = keeper_iobuf_alloc(sbuf);
+	if (!fresh)
+		return;
 	memcpy(fresh->buf, io->buf + io->done_pos, avail);
 	fresh->done_pos = 0;
 	fresh->parse_pos = io->parse_pos - io->done_pos;
@@ -454,6 +453,18 @@ static PgSocket *stream_source(PgSocket *destination, const void *data)
 	return NULL;
 }
 
+/*
+ * The other side waits to send the rest of its stream to this socket: it is
+ * full.  What a callback wants to say now would land inside a message, so say
+ * what upstream's send() would: no room.
+ */
+static bool stream_blocked(PgSocket *destination)
+{
+	PgSocket *link = destination->link;
+
+	return link && link->sbuf.dst == &destination->sbuf && link->sbuf.wait_type == KEEPER_WAIT_SEND;
+}
+
 static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
@@ -465,6 +476,10 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 		return safe_send(sbuf->sock, data, len, 0);
 
 	source = stream_source(sk, data);
+	if (!source && stream_blocked(sk)) {
+		errno = EAGAIN;
+		return -1;
+	}
 	if (!source) {
 		if (keeper_outbox_append(slot, data, len))
 			return len;
