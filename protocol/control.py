@@ -1,0 +1,163 @@
+"""Messages between pgbouncer and the hanger, on the connection to `keeper_socket`.
+
+Source of the layout: `patches/keeper/control.h`; a test compares every size, offset and constant
+with what the C compiler says.  The connection is a Unix-domain SOCK_SEQPACKET one: one datagram is
+one message, and descriptors travel beside it (SCM_RIGHTS) in the order of the tokens.
+
+`encode` and `decode` are pure.  How many descriptors belong to a message says `descriptors`.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from protocol.control_layouts import (
+    BATCH,
+    CONTROL_MAGIC,
+    CONTROL_VERSION,
+    HEAD,
+    LAYOUTS,
+    MESSAGE_MAX,
+    Lost,
+    MessageType,
+    Role,
+    UnheldReason,
+)
+from protocol.control_messages import (
+    Adopt,
+    Client,
+    Farewell,
+    Freeze,
+    Frozen,
+    HeldSocket,
+    Hello,
+    Listeners,
+    ListenersBack,
+    Ready,
+    Refuse,
+    Register,
+    Release,
+    ReleaseAll,
+    Sockets,
+    Thaw,
+    Unheld,
+    Welcome,
+)
+from protocol.errors import (
+    BadLengthError,
+    InvalidValueError,
+    LocalProtocolError,
+    TruncatedMessageError,
+    UnknownMessageTypeError,
+)
+
+if TYPE_CHECKING:
+    from protocol.layout import Buffer
+
+__all__ = [
+    "BATCH",
+    "CONTROL_MAGIC",
+    "CONTROL_VERSION",
+    "LAYOUTS",
+    "MESSAGE_MAX",
+    "Adopt",
+    "Client",
+    "Farewell",
+    "Freeze",
+    "Frozen",
+    "HeldSocket",
+    "Hello",
+    "Listeners",
+    "ListenersBack",
+    "Lost",
+    "Message",
+    "MessageType",
+    "Ready",
+    "Refuse",
+    "Register",
+    "Release",
+    "ReleaseAll",
+    "Role",
+    "Sockets",
+    "Thaw",
+    "Unheld",
+    "UnheldReason",
+    "Welcome",
+    "decode",
+    "descriptors",
+    "encode",
+]
+
+Message = (
+    Hello
+    | Register
+    | Release
+    | Unheld
+    | ListenersBack
+    | Ready
+    | Frozen
+    | Farewell
+    | Welcome
+    | Refuse
+    | Listeners
+    | Sockets
+    | Adopt
+    | Client
+    | Freeze
+    | Thaw
+    | ReleaseAll
+)
+
+_CLASSES: dict[int, type[Message]] = {
+    cls.TYPE: cls
+    for cls in (
+        *(Hello, Register, Release, Unheld, ListenersBack, Ready, Frozen, Farewell),
+        *(Welcome, Refuse, Listeners, Sockets, Adopt, Client, Freeze, Thaw, ReleaseAll),
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """Give the datagram of a message.
+
+    LocalProtocolError if a value does not fit its field or the message would be longer than
+    MESSAGE_MAX.
+    """
+    name = message.TYPE.name
+    try:
+        body = message.build()
+    except (struct.error, OverflowError):
+        raise LocalProtocolError("a value does not fit its field", message=name) from None
+    if HEAD.size + len(body) > MESSAGE_MAX:
+        raise LocalProtocolError(f"longer than {MESSAGE_MAX} bytes", message=name)
+    return HEAD.build(magic=CONTROL_MAGIC, version=CONTROL_VERSION, type=message.TYPE) + body
+
+
+def decode(data: Buffer) -> Message:
+    """Read one datagram.
+
+    RemoteProtocolError (one of its subclasses) if it is not exactly one valid message: wrong magic
+    or version, unknown type, a length that does not agree with its type, a value out of range.
+    """
+    if len(data) > MESSAGE_MAX:
+        raise BadLengthError(f"longer than {MESSAGE_MAX} bytes", length=len(data))
+    if len(data) < HEAD.size:
+        raise TruncatedMessageError("the head is missing", length=len(data))
+    head = HEAD.parse(data)
+    if head["magic"] != CONTROL_MAGIC:
+        raise InvalidValueError("not a message of pgkeeper", field="magic")
+    if head["version"] != CONTROL_VERSION:
+        raise InvalidValueError(
+            f"control version {head['version']}, this pgkeeper speaks {CONTROL_VERSION}",
+            field="version",
+        )
+    cls = _CLASSES.get(head["type"])
+    if cls is None:
+        raise UnknownMessageTypeError(f"unknown message type {head['type']}", field="type")
+    return cls.parse(bytes(data[HEAD.size :]))
+
+
+def descriptors(message: Message) -> range:
+    """Say how many descriptors may come with a message: `len(fds) in descriptors(message)`."""
+    return message.descriptors()

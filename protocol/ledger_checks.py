@@ -1,0 +1,52 @@
+"""The ledger's checksums, as format.h computes them.
+
+They notice a scribbled slot or blob, not a malicious one: whoever can write to the ledger is
+pgbouncer itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from protocol.ledger_layouts import CATALOG_ENTRY, CHECK_FACTOR, COPY, MAGIC
+
+if TYPE_CHECKING:
+    from protocol.layout import Buffer
+
+_MASK64: Final = (1 << 64) - 1
+_FNV_OFFSET: Final = 0xCBF29CE484222325
+_FNV_PRIME: Final = 0x100000001B3
+
+_WORDS: Final = struct.Struct(f"={COPY.field('check').offset // 8}Q")
+_FACTORS: Final = tuple((i, CHECK_FACTOR + 2 * i) for i in range(COPY.field("check").offset // 8))
+_ENTRY_CHECK: Final = CATALOG_ENTRY.field("check")
+
+
+def fnv1a64(data: Buffer) -> int:
+    """Hash bytes with FNV-1a, 64 bits."""
+    value = _FNV_OFFSET
+    for byte in data:
+        value = (value ^ byte) * _FNV_PRIME & _MASK64
+    return value
+
+
+def copy_check(copy: Buffer) -> int:
+    """`keeper_check()` of the bytes of a KeeperCopy: what its last field, `check`, must be."""
+    words: tuple[int, ...] = _WORDS.unpack_from(copy)
+    pairs = zip(words, _FACTORS, strict=True)
+    return (MAGIC + sum((word + i) * factor for word, (i, factor) in pairs)) & _MASK64
+
+
+def blob_check(payload: Buffer) -> int:
+    """`keeper_blob_check()` of an immutable blob's payload; never 0."""
+    value = fnv1a64(payload)
+    return (value ^ value >> 32) & 0xFFFFFFFF | 1
+
+
+def entry_check(entry: Buffer, name: Buffer) -> int:
+    """`keeper_entry_check()` of the bytes of a KeeperCatalogEntry and the name that follows it."""
+    bare = bytearray(entry)
+    bare[_ENTRY_CHECK.offset : _ENTRY_CHECK.offset + _ENTRY_CHECK.size] = bytes(_ENTRY_CHECK.size)
+    value = (blob_check(bare) ^ blob_check(name) << 1) & 0xFFFFFFFF
+    return (value ^ value >> 16) & 0xFFFF

@@ -1,0 +1,22 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "keeper/format.h"
+
+/* each line of input: a KeeperCopy, an entry and a name's length, and the name, all random */
+int main(void)
+{
+	struct KeeperCopy copy;
+	struct KeeperCatalogEntry entry;
+	char name[65536];
+
+	while (fread(&copy, sizeof(copy), 1, stdin) == 1) {
+		if (fread(&entry, sizeof(entry), 1, stdin) != 1)
+			abort();
+		if (fread(name, 1, entry.name_length, stdin) != entry.name_length)
+			abort();
+		printf("%llu %u %u\n", (unsigned long long)keeper_check(&copy),
+		       keeper_blob_check(name, entry.name_length), keeper_entry_check(&entry, name));
+	}
+	return 0;
+}
