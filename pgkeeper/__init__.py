@@ -1,0 +1,1 @@
+"""pgkeeper: PostgreSQL sessions that outlive the PgBouncer that carries them."""

@@ -1,0 +1,1 @@
+"""The patched PgBouncer: how it is built, started and watched."""
