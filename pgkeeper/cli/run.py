@@ -1,0 +1,156 @@
+"""`pgkeeper run`: the hanger, in the foreground."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Final
+
+import click
+
+from pgkeeper import log
+from pgkeeper.config import BouncerIni
+from pgkeeper.errors import PgkeeperError
+from pgkeeper.options import DEFAULT_HOLD_TIMEOUT, RunOptions, UnknownUserError, uid_of
+
+__all__ = ["command"]
+
+_PATH: Final = click.Path(path_type=Path)
+
+# The variable of an option --some-name is PGKEEPER_SOME_NAME, not PGKEEPER_RUN_...
+_option = functools.partial(click.option, show_envvar=True)
+
+
+class _BinaryError(PgkeeperError):
+    """There is no pgbouncer to start; `path` is what was named, if anything was."""
+
+    def __init__(self, message: str, path: Path | None = None) -> None:
+        self.path = path
+        super().__init__(message)
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise click.BadParameter("must be a number of seconds, 0 or more")
+    return value
+
+
+def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        try:
+            uid_of(name)
+        except UnknownUserError as error:
+            raise click.BadParameter(error.message) from None
+    return value
+
+
+@click.command("run", context_settings={"auto_envvar_prefix": "PGKEEPER"})
+@_option("--ini", type=_PATH, required=True, help="pgbouncer.ini: addresses, user, keeper_socket.")
+@_option("--pgbouncer", type=_PATH, help="The binary.  Default: what `pgkeeper build` made.")
+@_option(
+    "--socket", type=_PATH, help="Where pgbouncer finds us.  Default: the ini's keeper_socket."
+)
+@_option(
+    "--standby/--no-standby",
+    default=False,
+    show_default=True,
+    help="Keep a second pgbouncer started and waiting.",
+)
+@_option(
+    "--supervise/--no-supervise",
+    default=True,
+    show_default=True,
+    help="Start pgbouncer, and again when it dies; or leave both to something else.",
+)
+@_option(
+    "--allow-user",
+    "allow_user",
+    multiple=True,
+    callback=_users,
+    help="A user or uid, besides root, ours and pgbouncer's, that may connect. Repeatable.",
+)
+@_option(
+    "--hold-timeout",
+    type=float,
+    default=DEFAULT_HOLD_TIMEOUT,
+    show_default=True,
+    callback=_seconds,
+    help="Seconds to hold sessions while no pgbouncer serves them; 0: for ever.",
+)
+@_option("--log-json", is_flag=True, help="Logs as JSON, one object a line.")
+@_option(
+    "--log-level",
+    type=click.Choice(list(log.LEVELS)),
+    default="info",
+    show_default=True,
+    help="The least that is logged.",
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    ini: Path,
+    pgbouncer: Path | None,
+    socket: Path | None,
+    standby: bool,
+    supervise: bool,
+    allow_user: tuple[str, ...],
+    hold_timeout: float,
+    log_json: bool,
+    log_level: str,
+) -> None:
+    """Hold sessions: listen in pgbouncer's place, start it, and start it again.
+
+    Runs in the foreground and logs to stderr. Ctrl-C or SIGTERM ends it together
+    with the pgbouncer it supervises; SIGHUP reloads pgbouncer's configuration.
+    Tells systemd when it is ready (Type=notify).
+
+    \b
+    Exit status:
+      0  ended as asked: signal, `pgkeeper release`, or the console's SHUTDOWN
+      1  could not start or go on; one line on stderr says why
+
+    \b
+    Examples:
+      pgkeeper run --ini /etc/pgbouncer/pgbouncer.ini
+      PGKEEPER_INI=pgbouncer.ini PGKEEPER_ALLOW_USER="alice 70" pgkeeper run
+    """
+    BouncerIni.load(ini)  # a mistake in it is worth telling before anything else
+    if supervise:
+        pgbouncer = _binary(pgbouncer)
+    # Only `run` needs the daemon: the other commands start faster without it.
+    from pgkeeper.daemon import run_daemon
+
+    ctx.exit(
+        run_daemon(
+            RunOptions(
+                ini=ini.absolute(),
+                pgbouncer=pgbouncer.absolute() if pgbouncer else None,
+                socket=socket.absolute() if socket else None,
+                standby=standby,
+                supervise=supervise,
+                allow_users=allow_user,
+                hold_timeout=hold_timeout,
+                log_json=log_json,
+                log_level=log_level,
+            )
+        )
+    )
+
+
+def _binary(named: Path | None) -> Path:
+    if named is None:
+        from pgkeeper.bouncer.build import cached_binary
+
+        built = cached_binary()
+        if built is None:
+            raise _BinaryError(
+                "there is no pgbouncer yet: run `pgkeeper build`, or name one with --pgbouncer"
+            )
+        return built
+    if not named.is_file():
+        raise _BinaryError(f"{named}: no such pgbouncer", named)
+    if not os.access(named, os.X_OK):
+        raise _BinaryError(f"{named} is not executable", named)
+    return named

@@ -1,0 +1,1 @@
+"""The admin socket: how the command line talks to the hanger."""

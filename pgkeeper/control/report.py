@@ -1,0 +1,128 @@
+"""What the hanger reports about itself; the JSON of `--json` has the same names (DESIGN 10)."""
+
+# No postponed annotations: `shape` reads those of the dataclasses at run time.
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from pgkeeper.states import ServiceState
+
+__all__ = [
+    "AdoptionStatus",
+    "BouncerStatus",
+    "HandoffReport",
+    "HangerStatus",
+    "ReleaseReport",
+    "Session",
+    "SessionStatus",
+    "Status",
+    "token_name",
+]
+
+_SERVER_TOKEN: Final = 1 << 63  # tokens that pgbouncer makes: its own connections to servers
+
+
+@dataclass(frozen=True, slots=True)
+class HangerStatus:
+    """The hanger process itself; `uptime_s` in seconds."""
+
+    pid: int
+    version: str
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BouncerStatus:
+    """pgbouncer: `pid` and `standby_pid` are None while there is no such process.
+
+    `incarnation` counts the pgbouncers that were active, from 1; 0 before the first.
+    """
+
+    state: ServiceState
+    pid: int | None
+    incarnation: int
+    standby_pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """Sockets the hanger holds, and how many sockets it does not hold for which reason."""
+
+    clients_held: int
+    servers_held: int
+    unheld: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptionStatus:
+    """Adoptions since the hanger started; `last_ms` is None before the first.
+
+    `last_ms` is the time nobody served, in milliseconds; `sessions_lost` the sum over all of them.
+    """
+
+    count: int
+    last_ms: float | None
+    sessions_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """`pgkeeper status`."""
+
+    hanger: HangerStatus
+    pgbouncer: BouncerStatus
+    sessions: SessionStatus
+    adoptions: AdoptionStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One client or server socket.
+
+    - `token`: its name between hanger and pgbouncer.
+    - `user`, `database`: None while the login has not said them.
+    - `state`: PgBouncer's word for the list it is in ("active", "waiting", "idle", "login", ...).
+    - `held`: it outlives pgbouncer; if not, `reason` says why ("tls", "ledger-full", ...).
+    - `doing`: what it is in the middle of, in a few words, never with the text of a query.
+    - `linked`: the token of the server or client it is linked to.
+    """
+
+    token: int
+    kind: Literal["client", "server"]
+    user: str | None
+    database: str | None
+    state: str
+    held: bool
+    reason: str | None
+    doing: str
+    linked: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HandoffReport:
+    """A handoff that succeeded: who serves now, what it took over, what was lost and why.
+
+    `pause_ms`: how long nobody served, in milliseconds.
+    """
+
+    pid: int
+    incarnation: int
+    clients: int
+    servers: int
+    lost: dict[str, int]
+    pause_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseReport:
+    """How many sockets of either kind were ended by `pgkeeper release`."""
+
+    clients: int
+    servers: int
+
+
+def token_name(token: int) -> str:
+    """`token` for people: "c7" for a client's, "s7" for one that pgbouncer made.
+
+    Also used in JSON, where tools such as jq would round the large numbers of servers.
+    """
+    return f"s{token & ~_SERVER_TOKEN}" if token & _SERVER_TOKEN else f"c{token}"

@@ -1,0 +1,74 @@
+"""What `pgkeeper run` was asked to do: the boundary between the command line and the daemon."""
+
+from __future__ import annotations
+
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pgkeeper.errors import PgkeeperError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DEFAULT_HOLD_TIMEOUT", "RunOptions", "UnknownUserError", "uid_of"]
+
+#: Seconds that sessions are held while no pgbouncer serves them.
+DEFAULT_HOLD_TIMEOUT = 60.0
+
+_UID_MAX = 2**32 - 2  # (uid_t)-1 means "no user" to the kernel
+
+
+class UnknownUserError(PgkeeperError):
+    """`name` is neither a user of this machine nor a numeric uid."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"no such user: {name!a}")
+
+
+def uid_of(name: str) -> int:
+    """The uid that `name` stands for: a user name, or the uid itself in decimal.
+
+    Numbers need not be known to this machine, because a container's users usually are not.
+    Raises `UnknownUserError`.
+    """
+    if name.isascii() and name.isdigit():
+        uid = int(name) if len(name) <= len(str(_UID_MAX)) else _UID_MAX + 1
+        if uid <= _UID_MAX:
+            return uid
+        raise UnknownUserError(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError, UnicodeError):
+        raise UnknownUserError(name) from None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """The options of `pgkeeper run`, checked for shape but not against the machine.
+
+    - `ini`: PgBouncer's configuration file.
+    - `pgbouncer`: the binary to run; None means the one `pgkeeper build` made.
+    - `socket`: where pgbouncer finds the hanger; None means the ini's `keeper_socket`.
+    - `standby`: keep a second pgbouncer started and waiting for adoption.
+    - `supervise`: start pgbouncer, and start it again when it dies.
+    - `allow_users`: names or uids, besides root, our own and pgbouncer's, that may connect.
+    - `hold_timeout`: seconds to hold sessions while nobody serves them; 0 means for ever.
+    - `log_json`, `log_level`: see `pgkeeper.log.configure`.
+    """
+
+    ini: Path
+    pgbouncer: Path | None = None
+    socket: Path | None = None
+    standby: bool = False
+    supervise: bool = True
+    allow_users: tuple[str, ...] = ()
+    hold_timeout: float = DEFAULT_HOLD_TIMEOUT
+    log_json: bool = False
+    log_level: str = "info"
+
+    @property
+    def allow_uids(self) -> frozenset[int]:
+        """`allow_users` as uids.  Raises `UnknownUserError`."""
+        return frozenset(map(uid_of, self.allow_users))

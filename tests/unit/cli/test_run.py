@@ -1,0 +1,177 @@
+"""`pgkeeper run`: options become `RunOptions`, mistakes one line; no hanger is started here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+
+from pgkeeper.cli import main
+from pgkeeper.config import ConfigError
+from pgkeeper.options import RunOptions
+
+
+class FakeDaemon(ModuleType):
+    """`pgkeeper.daemon` with nothing behind it."""
+
+    def __init__(self) -> None:
+        super().__init__("pgkeeper.daemon")
+        self.options: RunOptions | None = None
+        self.exit_code = 0
+        self.error: BaseException | None = None
+
+    def run_daemon(self, options: RunOptions) -> int:
+        self.options = options
+        if self.error is not None:
+            raise self.error
+        return self.exit_code
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeDaemon:
+    """What `run` calls, in a folder with a pgbouncer.ini and a pgbouncer."""
+    for name in os.environ:
+        if name.startswith("PGKEEPER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    Path("pgbouncer.ini").write_text("[pgbouncer]\nkeeper_socket = k\n")
+    Path("pgbouncer").write_text("#!/bin/sh\n")
+    Path("pgbouncer").chmod(0o755)
+    fake = FakeDaemon()
+    monkeypatch.setitem(sys.modules, "pgkeeper.daemon", fake)
+    return fake
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["run", *arguments], prog_name="pgkeeper")
+    assert result.stdout == ""
+    return result.exit_code, result.stderr
+
+
+MINIMUM = ("--ini", "pgbouncer.ini", "--pgbouncer", "./pgbouncer")
+
+
+def test_defaults(daemon: FakeDaemon) -> None:
+    assert run(*MINIMUM) == (0, "")
+    here = Path.cwd()
+    assert daemon.options == RunOptions(ini=here / "pgbouncer.ini", pgbouncer=here / "pgbouncer")
+
+
+EVERYTHING = RunOptions(
+    ini=Path("/x/pgbouncer.ini"),
+    pgbouncer=Path("/x/pgbouncer"),
+    socket=Path("/x/keeper.sock"),
+    standby=True,
+    supervise=False,
+    allow_users=("root", "70"),
+    hold_timeout=0.0,
+    log_json=True,
+    log_level="debug",
+)
+
+
+@pytest.fixture
+def everything(daemon: FakeDaemon) -> RunOptions:
+    """`EVERYTHING`, with names in the present folder."""
+    here = Path.cwd()
+    return RunOptions(
+        **{
+            name: here / value.name if isinstance(value, Path) else value
+            for name in RunOptions.__dataclass_fields__
+            for value in [getattr(EVERYTHING, name)]
+        }
+    )
+
+
+def test_all_options(daemon: FakeDaemon, everything: RunOptions) -> None:
+    arguments = "--socket keeper.sock --standby --no-supervise --allow-user root --allow-user 70"
+    more = "--hold-timeout 0 --log-json --log-level debug"
+    assert run(*MINIMUM, *arguments.split(), *more.split()) == (0, "")
+    assert daemon.options == everything
+
+
+def test_all_options_from_the_environment(
+    daemon: FakeDaemon, everything: RunOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "INI": "pgbouncer.ini",
+        "PGBOUNCER": "pgbouncer",
+        "SOCKET": "keeper.sock",
+        "STANDBY": "1",
+        "SUPERVISE": "0",
+        "ALLOW_USER": "root 70",
+        "HOLD_TIMEOUT": "0",
+        "LOG_JSON": "true",
+        "LOG_LEVEL": "debug",
+    }.items():
+        monkeypatch.setenv(f"PGKEEPER_{name}", value)
+    assert run() == (0, "")
+    assert daemon.options == everything
+
+
+def test_the_exit_status_is_the_daemons(daemon: FakeDaemon) -> None:
+    daemon.exit_code = 1
+    assert run(*MINIMUM)[0] == 1
+
+
+def test_errors_of_the_daemon_are_one_line(daemon: FakeDaemon) -> None:
+    daemon.error = ConfigError("x.ini", 3, "nonsense")
+    assert run(*MINIMUM) == (1, "pgkeeper: x.ini:3: nonsense\n")
+
+
+def test_the_built_binary_is_the_default(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = Path("/cache/pgbouncer")
+    monkeypatch.setattr("pgkeeper.bouncer.build.cached_binary", lambda: built)
+    assert run("--ini", "pgbouncer.ini") == (0, "")
+    assert daemon.options is not None
+    assert daemon.options.pgbouncer == built
+
+
+def test_nothing_is_built_yet(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgkeeper.bouncer.build.cached_binary", lambda: None)
+    assert run("--ini", "pgbouncer.ini") == (
+        1,
+        "pgkeeper: there is no pgbouncer yet: run `pgkeeper build`, or name one with --pgbouncer\n",
+    )
+    # Whoever starts it elsewhere needs none here.
+    assert run("--ini", "pgbouncer.ini", "--no-supervise") == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--ini missing.ini", "missing.ini: cannot read it: No such file or directory"),
+        ("--ini pgbouncer", "pgbouncer: it has no section [pgbouncer]"),
+        ("--ini pgbouncer.ini --pgbouncer ./none", "none: no such pgbouncer"),
+        ("--ini pgbouncer.ini --pgbouncer .", ".: no such pgbouncer"),
+        ("--ini pgbouncer.ini --pgbouncer ./pgbouncer.ini", "pgbouncer.ini is not executable"),
+    ],
+)
+def test_mistakes_are_one_line(daemon: FakeDaemon, arguments: str, message: str) -> None:
+    assert run(*arguments.split()) == (1, f"pgkeeper: {message}\n")
+    assert daemon.options is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--hold-timeout -1",
+        "--hold-timeout nan",
+        "--hold-timeout inf",
+        "--hold-timeout soon",
+        "--allow-user no/such/user",
+        "--log-level loud",
+        "surplus",
+    ],
+)
+def test_bad_options_are_wrong_usage(daemon: FakeDaemon, arguments: str) -> None:
+    exit_code, stderr = run(*MINIMUM, *arguments.split())
+    assert exit_code == 64
+    assert "Error: " in stderr.splitlines()[-1]
+    assert daemon.options is None
