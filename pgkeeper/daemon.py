@@ -1,0 +1,102 @@
+"""The composition root of `pgkeeper run`: everything is put together here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgkeeper import log
+from pgkeeper.bouncer.spawn import Launch
+from pgkeeper.config import BouncerIni, ConfigError
+from pgkeeper.control.handlers import Handlers
+from pgkeeper.control.protocol import admin_path
+from pgkeeper.control.server import AdminServer
+from pgkeeper.hanger.service import Service
+from pgkeeper.hanger.settings import Settings
+
+if TYPE_CHECKING:
+    from pgkeeper.options import RunOptions
+
+__all__ = ["run_daemon"]
+
+
+def run_daemon(options: RunOptions) -> int:
+    """Run the hanger until it is told to end; returns the process's exit status.
+
+    Raises `PgkeeperError` if it cannot start.
+    """
+    log.configure(options.log_json, options.log_level)
+    ini = BouncerIni.load(options.ini)
+    for warning in ini.warnings():
+        name = log.Event.CONFIG_WARNING if warning.severity == "warning" else log.Event.CONFIG_NOTE
+        log.get_logger().warning(name, setting=warning.setting, text=warning.text)
+    launch = Launch(_binary(options), options.ini, _socket(options, ini))
+    return asyncio.run(_run(options, ini, launch))
+
+
+def _socket(options: RunOptions, ini: BouncerIni) -> Path:
+    path = options.socket or ini.keeper_socket
+    if path is None:
+        raise ConfigError(ini.path, None, "keeper_socket is not set, and there is no --socket")
+    return path.absolute()
+
+
+def _binary(options: RunOptions) -> Path:
+    """What to start; a hanger that starts nothing never looks at it."""
+    if options.pgbouncer is None:
+        # Building is a large part of the program that running does not need otherwise.
+        from pgkeeper.bouncer.build import cached_binary
+
+        return cached_binary() or Path("pgbouncer")
+    return options.pgbouncer
+
+
+async def _run(options: RunOptions, ini: BouncerIni, launch: Launch) -> int:
+    loop = asyncio.get_running_loop()
+    settings = Settings(
+        supervise=options.supervise, standby=options.standby, hold_timeout=options.hold_timeout
+    )
+    service = Service(loop, settings, ini, launch, options.allow_uids)
+    admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            service.supervisor.hurry()
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    # Told to stop, or by the operator's wish at another place, a supervised pgbouncer ends too.
+    leave_owner = True
+    try:
+        await _serve(service, admin, stopping)
+        leave_owner = not options.supervise and not service.ended.is_set()
+    finally:
+        await service.close(leave_owner=leave_owner)
+        await admin.close()
+    return 0
+
+
+async def _serve(service: Service, admin: AdminServer, stopping: asyncio.Event) -> None:
+    """Until the service ends or is told to; raises what keeps it from starting."""
+    ends = [asyncio.ensure_future(event.wait()) for event in (stopping, service.ended)]
+    opening = asyncio.ensure_future(_open(service, admin))
+    try:
+        await asyncio.wait([*ends, opening], return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            await opening
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (*ends, opening):
+            task.cancel()
+        await asyncio.gather(*ends, opening, return_exceptions=True)
+
+
+async def _open(service: Service, admin: AdminServer) -> None:
+    await service.claim()
+    await admin.start()
+    await service.open()

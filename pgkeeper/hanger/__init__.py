@@ -1,0 +1,1 @@
+"""The host-level process that holds sockets and ledger and decides which pgbouncer is active."""

@@ -1,0 +1,130 @@
+"""Making a listening socket as PgBouncer would, and seeing who is in the way.
+
+Source: PgBouncer's src/pooler.c (`add_listen`, `create_unix_socket`, `tune_accept`), src/main.c
+(`check_old_process_unix`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pgkeeper.errors import PgkeeperError
+
+if TYPE_CHECKING:
+    from pgkeeper.config import BouncerIni
+    from pgkeeper.hanger.addresses import Address
+
+__all__ = ["AddressInUseError", "CannotListenError", "bind", "bind_path", "tune_accept"]
+
+
+class CannotListenError(PgkeeperError):
+    """Listening on `address` failed; `reason` says why."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        self.address = address
+        self.reason = reason
+        super().__init__(f"cannot listen on {address}: {reason}")
+
+
+class AddressInUseError(CannotListenError):
+    """Another process listens on `address`."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address, "another process is listening there (port in use)")
+
+
+def bind(address: Address, ini: BouncerIni, *, owner: int | None = None) -> socket.socket:
+    """A non-blocking socket that listens on `address`, with the options of `ini`.
+
+    `owner` is the uid that a socket file is to belong to, if not our own.  Raises
+    `AddressInUseError`, `CannotListenError`.
+    """
+    try:
+        return _bind(address, ini, owner)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise AddressInUseError(str(address)) from None
+        raise CannotListenError(str(address), os.strerror(error.errno or 0)) from None
+
+
+def _bind(address: Address, ini: BouncerIni, owner: int | None) -> socket.socket:
+    listener = socket.socket(address.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if not address.unix:
+            _tcp_options(listener, ini)
+            listener.bind(address.sockaddr)
+            tune_accept(listener, ini.tcp_defer_accept)
+        elif address.path is None:
+            listener.bind(address.sockaddr)
+        else:
+            if Path(f"{address.path}.lock").exists():
+                raise CannotListenError(str(address), f"{address.path}.lock exists (port in use)")
+            bind_path(listener, address.path)
+            _file_mode(address.path, ini, owner)
+        listener.listen(ini.listen_backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _tcp_options(listener: socket.socket, ini: BouncerIni) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if ini.so_reuseport:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def tune_accept(listener: socket.socket, defer: bool) -> None:
+    """Let the kernel report a TCP client only when its first bytes are here (tcp_defer_accept)."""
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, int(defer))
+
+
+def bind_path(listener: socket.socket, path: str) -> None:
+    """Bind a Unix socket to `path`, in place of a file that nobody listens on any more.
+
+    Raises OSError: EADDRINUSE if somebody does, or if the file is no socket.
+    """
+    kind = listener.type & ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode) or _answers(path, kind):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+        Path(path).unlink()
+    listener.bind(path)
+
+
+def _answers(path: str, kind: int) -> bool:
+    """Whether a living process listens on `path`; only a refused connection proves the contrary."""
+    with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError as error:
+            # EAGAIN: its queue of connections is full.  EPROTOTYPE: it listens for another kind.
+            if error.errno in (errno.EAGAIN, errno.EPROTOTYPE):
+                return True
+            raise
+        return True
+
+
+def _file_mode(path: str, ini: BouncerIni, owner: int | None) -> None:
+    """Give a socket file mode, group and owner (lib/usual: `change_file_mode`)."""
+    group = -1
+    if ini.unix_socket_group is not None:
+        try:
+            group = grp.getgrnam(ini.unix_socket_group).gr_gid
+        except KeyError:
+            reason = f"no such group: {ini.unix_socket_group!a} (unix_socket_group)"
+            raise CannotListenError(f"unix:{path}", reason) from None
+    if owner is not None or group != -1:
+        os.chown(path, -1 if owner is None else owner, group)
+    Path(path).chmod(ini.unix_socket_mode)

@@ -1,0 +1,80 @@
+"""All pgbouncer processes that the hanger knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pgkeeper.states import ProcessState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pgkeeper.hanger.bouncer_link import BouncerLink
+    from pgkeeper.hanger.process import Process
+
+__all__ = ["Census"]
+
+
+class Census:
+    """The living processes, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._processes: list[Process] = []
+
+    def __iter__(self) -> Iterator[Process]:
+        return iter(tuple(self._processes))
+
+    def add(self, process: Process) -> None:
+        """A process has started, or introduced itself."""
+        self._processes.append(process)
+
+    def discard(self, process: Process) -> None:
+        """It is dead, or none of our business any more."""
+        if process in self._processes:
+            self._processes.remove(process)
+
+    @property
+    def owner(self) -> Process | None:
+        """The one that may touch ledger and sockets, alive or not yet known to be dead."""
+        return next((process for process in self._processes if process.owner), None)
+
+    @property
+    def successor(self) -> Process | None:
+        """The one to be activated next."""
+        return next(
+            (
+                process
+                for process in self._processes
+                if process.state is ProcessState.STANDBY and not process.reserved
+            ),
+            None,
+        )
+
+    @property
+    def starting(self) -> Process | None:
+        """A child of ours from which no HELLO has come yet."""
+        return next(
+            (
+                process
+                for process in self._processes
+                if process.state is ProcessState.STARTED and not process.reserved
+            ),
+            None,
+        )
+
+    def by_link(self, link: BouncerLink) -> Process | None:
+        """Whose connection this is."""
+        return next((process for process in self._processes if process.link is link), None)
+
+    def child_waiting_for(self, pid: int) -> Process | None:
+        """The child of that pid, if it has not introduced itself yet."""
+        return next(
+            (
+                process
+                for process in self._processes
+                if process.pid == pid
+                and process.link is None
+                and process.state is ProcessState.STARTED
+            ),
+            None,
+        )

@@ -1,0 +1,45 @@
+"""The names of what the hanger logs about pgbouncer, clients and itself, beside `log.Event`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+__all__ = ["HangerEvent"]
+
+
+class HangerEvent(StrEnum):
+    """They are part of the outside contract: people grep for them."""
+
+    # listening
+    LISTEN_FAILED = "listen-failed"
+    ACCEPT_PAUSED = "accept-paused"
+    DESCRIPTOR_LIMIT = "descriptor-limit"
+    # pgbouncer's connection to the hanger
+    PEER_REFUSED = "peer-refused"
+    HELLO_REFUSED = "hello-refused"
+    PROTOCOL_ERROR = "protocol-error"
+    DESCRIPTORS_LOST = "descriptors-lost"
+    # its life
+    BOUNCER_STARTED = "bouncer-started"
+    BOUNCER_START_FAILED = "bouncer-start-failed"
+    BOUNCER_STANDBY = "bouncer-standby"
+    BOUNCER_RETURNING = "bouncer-returning"
+    BOUNCER_ADOPTING = "bouncer-adopting"
+    BOUNCER_ACTIVE = "bouncer-active"
+    BOUNCER_KILLED = "bouncer-killed"
+    BOUNCER_UNREACHABLE = "bouncer-unreachable"
+    BOUNCER_ENDED = "bouncer-ended"
+    BOUNCER_FAREWELL = "bouncer-farewell"
+    CRASH_LOOP = "crash-loop"
+    RELOAD = "reload"
+    # sessions and ledger
+    LEDGER_MADE = "ledger-made"
+    LEDGER_TAKEN = "ledger-taken"
+    SESSIONS_LOST = "sessions-lost"
+    SESSION_UNHELD = "session-unheld"
+    SESSIONS_ENDED = "sessions-ended"
+    HOLD_TIMEOUT = "hold-timeout"
+    # planned replacement
+    HANDOFF_STEP = "handoff-step"
+    HANDOFF_DONE = "handoff-done"
+    HANDOFF_FAILED = "handoff-failed"

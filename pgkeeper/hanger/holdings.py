@@ -1,0 +1,91 @@
+"""What outlives every pgbouncer: the held sockets and the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from pgkeeper.errors import PgkeeperError
+from pgkeeper.hanger.vault import Vault
+from pgkeeper.ledger.segment import Segment
+from protocol.ledger import FORMAT_VERSION, SIGNATURE, Geometry, LedgerDamaged
+
+if TYPE_CHECKING:
+    from protocol.control import Hello
+
+__all__ = ["HelloRefusedError", "Holdings"]
+
+
+class HelloRefusedError(PgkeeperError):
+    """A pgbouncer cannot be taken in; `reason` is what it is told, one line."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Holdings:
+    """The vault, the ledger, and the numbers that name ledgers and incarnations."""
+
+    def __init__(self) -> None:
+        self.vault = Vault()
+        self.segment: Segment | None = None
+        self.generation = 1
+        self.incarnation = 0
+
+    def check_format(self, hello: Hello) -> None:
+        """Raises `HelloRefusedError` if pgbouncer lays its ledgers out in another way than we."""
+        if (hello.format_version, hello.signature) != (FORMAT_VERSION, SIGNATURE):
+            raise HelloRefusedError(
+                f"pgbouncer has ledger format {hello.format_version}"
+                f" (signature {hello.signature:016x}), this pgkeeper has format {FORMAT_VERSION}"
+                f" (signature {SIGNATURE:016x})"
+            )
+
+    def ledger_for(self, hello: Hello) -> Segment:
+        """The ledger; made if this is the first HELLO, with the sizes that pgbouncer wants.
+
+        Raises `SegmentError`.
+        """
+        if self.segment is None:
+            sizes = Geometry(hello.slots, hello.iobufs, hello.pkt_buf, hello.units)
+            self.segment = Segment.create(sizes, self.generation)
+        return self.segment
+
+    def take_ledger(self, hello: Hello, fd: int) -> None:
+        """Go on with the ledger of a pgbouncer that served without a hanger; `fd` is ours now.
+
+        Raises `HelloRefusedError`, `LedgerFormatError`, `SegmentError`.
+        """
+        segment = Segment.from_fd(fd)
+        header = segment.view().header
+        if header.incarnation != hello.incarnation:
+            segment.close()
+            raise HelloRefusedError(
+                f"incarnation {hello.incarnation} brought the ledger of {header.incarnation}"
+            )
+        self.segment = segment
+        self.generation = header.generation
+        self.incarnation = header.incarnation
+        self.vault.reserve_tokens(hello.last_token)
+        with contextlib.suppress(LedgerDamaged):
+            self.vault.reserve_tokens(segment.view().act().watermark)
+
+    def next_incarnation(self) -> int:
+        """Fence the ledger for a new incarnation, and return its number."""
+        assert self.segment is not None  # noqa: S101 - only a welcomed process is activated
+        self.incarnation += 1
+        self.segment.set_incarnation(self.incarnation)
+        return self.incarnation
+
+    def renew(self) -> None:
+        """All sessions have ended: let go of the ledger; the next HELLO makes another one."""
+        if self.segment is not None:
+            self.segment.close()
+            self.segment = None
+            self.generation += 1
+
+    def close(self) -> None:
+        """Give back everything."""
+        self.vault.close_all()
+        self.renew()

@@ -1,0 +1,234 @@
+"""The listening sockets: bound here or given back by a serving pgbouncer, and accepting."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pgkeeper.hanger.binding import AddressInUseError, CannotListenError, bind, tune_accept
+from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.log import Event, get_logger
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterable
+
+    from pgkeeper.config import BouncerIni
+    from pgkeeper.hanger.addresses import Address
+
+__all__ = ["Listeners", "Pause"]
+
+log = get_logger()
+
+#: Clients accepted in one go before other events of the loop get their turn.
+_BURST: Final = 64
+#: Seconds without accepting after the kernel had no descriptor or memory for a client.
+_EXHAUSTED_FOR: Final = 0.25
+
+# accept(2): errors of the client that was to be accepted, not of the listener.
+_CLIENT_GONE: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+    }
+)
+
+
+class Pause(Enum):
+    """Why no client is accepted at the moment; several may hold at once."""
+
+    NOT_OPEN = "not open"
+    """Nothing has told us to accept yet."""
+    FULL = "full"
+    """As many clients are held as may be."""
+    EXHAUSTED = "exhausted"
+    """The kernel has no descriptor or memory to spare; lifted by a timer."""
+    STOPPING = "stopping"
+    """The service ends."""
+
+
+class Listeners:
+    """Accepts clients and gives each raw descriptor, and whether it is a Unix one, to `on_client`.
+
+    `has_room` is asked before each accept; when it says no, accepting pauses until `retry`.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_client: Callable[[int, bool], None],
+        has_room: Callable[[], bool],
+    ) -> None:
+        self._loop = loop
+        self._on_client = on_client
+        self._has_room = has_room
+        self._sockets: list[socket.socket] = []
+        self._files: dict[str, tuple[int, int]] = {}
+        self._pauses = {Pause.NOT_OPEN}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    @property
+    def pauses(self) -> frozenset[Pause]:
+        """Why nothing is accepted; empty while accepting."""
+        return frozenset(self._pauses)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The listening descriptors."""
+        return tuple(listener.fileno() for listener in self._sockets)
+
+    @property
+    def unix(self) -> tuple[bool, ...]:
+        """For each of `fds`, whether it is a Unix-domain socket."""
+        return tuple(listener.family == socket.AF_UNIX for listener in self._sockets)
+
+    def bind(
+        self, addresses: Iterable[Address], ini: BouncerIni, *, owner: int | None = None
+    ) -> None:
+        """Listen on all of `addresses`, without accepting yet.
+
+        As in PgBouncer a TCP address that cannot be bound is passed over with a warning, while a
+        Unix socket must work and one address must remain.  An address that another process uses is
+        an error though, and then nothing is bound: `AddressInUseError`, `CannotListenError`.
+        """
+        bound: list[Address] = []
+        failed: CannotListenError | None = None
+        try:
+            for address in addresses:
+                try:
+                    listener = bind(address, ini, owner=owner)
+                except CannotListenError as error:
+                    ours = any(address.overlaps(other) for other in bound)
+                    if address.unix or (isinstance(error, AddressInUseError) and not ours):
+                        raise
+                    log.warning(
+                        HangerEvent.LISTEN_FAILED, address=str(address), reason=error.reason
+                    )
+                    failed = error
+                    continue
+                self._add(listener)
+                bound.append(address)
+            if failed is not None and not bound:
+                raise failed
+        except BaseException:
+            self.close(unlink=True)
+            raise
+        for address in bound:
+            log.info(Event.LISTENING, address=str(address))
+
+    def take(self, fds: Iterable[int]) -> None:
+        """Own listening descriptors that a serving pgbouncer gave back, without accepting yet."""
+        for fd in fds:
+            listener = socket.socket(fileno=fd)
+            listener.setblocking(False)
+            self._add(listener)
+            log.info(Event.LISTENING, address=_name(listener), given_back=True)
+
+    def _add(self, listener: socket.socket) -> None:
+        self._sockets.append(listener)
+        if not self._pauses:
+            self._watch(listener)
+        name = listener.getsockname() if listener.family == socket.AF_UNIX else b""
+        if isinstance(name, str) and name:
+            with contextlib.suppress(OSError):
+                facts = os.lstat(name)
+                self._files[name] = (facts.st_dev, facts.st_ino)
+
+    def set_defer(self, defer: bool) -> None:
+        """Follow the ini's tcp_defer_accept, which PgBouncer may change while it runs."""
+        for listener in self._sockets:
+            if listener.family != socket.AF_UNIX:
+                tune_accept(listener, defer)
+
+    def pause(self, reason: Pause) -> None:
+        """Stop accepting, for `reason`; clients wait in the kernel's queue."""
+        if not self._pauses:
+            for listener in self._sockets:
+                self._loop.remove_reader(listener)
+        self._pauses.add(reason)
+
+    def resume(self, reason: Pause) -> None:
+        """`reason` holds no more: accept, unless another one does."""
+        if reason not in self._pauses:
+            return
+        self._pauses.discard(reason)
+        if not self._pauses:
+            for listener in self._sockets:
+                self._watch(listener)
+
+    def retry(self) -> None:
+        """A place may have become free."""
+        if Pause.FULL in self._pauses and self._has_room():
+            self.resume(Pause.FULL)
+
+    def close(self, *, unlink: bool) -> None:
+        """Stop for good.  `unlink` removes our socket files, unless somebody has replaced them."""
+        self.pause(Pause.NOT_OPEN)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for listener in self._sockets:
+            listener.close()
+        self._sockets.clear()
+        if unlink:
+            for name, identity in self._files.items():
+                with contextlib.suppress(OSError):
+                    facts = os.lstat(name)
+                    same = (facts.st_dev, facts.st_ino) == identity
+                    if same and stat.S_ISSOCK(facts.st_mode):
+                        Path(name).unlink()
+        self._files.clear()
+
+    def _watch(self, listener: socket.socket) -> None:
+        self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        unix = listener.family == socket.AF_UNIX
+        for _ in range(_BURST):
+            if self._pauses:
+                return
+            if not self._has_room():
+                log.warning(HangerEvent.ACCEPT_PAUSED, reason=Pause.FULL.value)
+                self.pause(Pause.FULL)
+                return
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _CLIENT_GONE:
+                    continue
+                self._exhausted(error)
+                return
+            self._on_client(client.detach(), unix)
+
+    def _exhausted(self, error: OSError) -> None:
+        log.error(HangerEvent.ACCEPT_PAUSED, reason=os.strerror(error.errno or 0))
+        self.pause(Pause.EXHAUSTED)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_EXHAUSTED_FOR, self.resume, Pause.EXHAUSTED)
+
+
+def _name(listener: socket.socket) -> str:
+    name = listener.getsockname()
+    if isinstance(name, tuple):
+        return f"{name[0]}:{name[1]}"
+    return "unix:" + (name if isinstance(name, str) else os.fsdecode(name).replace("\0", "@"))

@@ -1,0 +1,213 @@
+"""The hanger as a whole: opens its sockets, answers the admin socket, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from pgkeeper.bouncer.spawn import Launch, UserMissingError, check_keeper_support
+from pgkeeper.config import BouncerIni
+from pgkeeper.control.report import ReleaseReport
+from pgkeeper.errors import PgkeeperError
+from pgkeeper.handoff.execute import Handoff
+from pgkeeper.hanger.accounts import list_sessions
+from pgkeeper.hanger.addresses import addresses
+from pgkeeper.hanger.binding import AddressInUseError
+from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.keeper_socket import KeeperSocket
+from pgkeeper.hanger.limits import raise_descriptor_limit
+from pgkeeper.hanger.supervisor import Supervisor
+from pgkeeper.log import Event, get_logger
+from pgkeeper.options import uid_of
+from pgkeeper.states import ProcessState
+from pgkeeper.systemd import notify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
+
+    from pgkeeper.control.report import HandoffReport, Session, Status
+    from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.settings import Settings
+
+__all__ = ["NotSupervisingError", "Service"]
+
+log = get_logger()
+
+
+class NotSupervisingError(PgkeeperError):
+    """The hanger was told to start what it does not start."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this hanger does not start pgbouncer (--no-supervise): start the new one yourself,"
+            " then hand over without naming a binary or ini"
+        )
+
+
+class Service:
+    """Implements `pgkeeper.control.handlers.Keeper`.
+
+    `ended` is set when the service is over by the operator's wish: released, or shut down at
+    pgbouncer's console.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        ini: BouncerIni,
+        launch: Launch,
+        allow_uids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.ended = asyncio.Event()
+        self._loop = loop
+        self._wanted: tuple[Address, ...] = ()
+        self._left_behind = False
+        self._settings = settings
+        self._ini = ini
+        self._bouncer_uid = None if ini.user is None else uid_of(ini.user)
+        self.allowed_uids = allow_uids | {os.geteuid(), 0}
+        if os.geteuid() == 0 and self._bouncer_uid is not None:
+            self.allowed_uids |= {self._bouncer_uid}
+        self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set)
+        self._socket = KeeperSocket(
+            loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
+        )
+
+    async def claim(self) -> None:
+        """Check what can be checked and take the keeper socket: from now on we are the hanger.
+
+        Raises what makes that impossible, as `PgkeeperError`; `close` is still to be called.
+        """
+        ini = self._ini
+        self._wanted = addresses(ini)
+        raise_descriptor_limit(ini.max_client_conn)
+        launch = self.supervisor.launch
+        if self._settings.supervise:
+            self._check_user(ini)
+            await check_keeper_support(launch.binary)
+        self._left_behind = self._socket.open()
+        log.info(
+            Event.HANGER_STARTED,
+            pid=os.getpid(),
+            socket=str(launch.socket),
+            supervise=self._settings.supervise,
+            standby=self._settings.standby,
+        )
+
+    async def open(self) -> None:
+        """Take over what a pgbouncer without hanger has, or listen and start a pgbouncer.
+
+        Raises `PgkeeperError` like `claim`.
+        """
+        if self._left_behind:
+            await self._wait_for_return(self._settings.patience.left_behind)
+        await self._listen(self._wanted)
+        self.supervisor.open()
+
+    def _check_user(self, ini: BouncerIni) -> None:
+        if os.geteuid() == 0 and (ini.user is None or uid_of(ini.user) == 0):
+            raise UserMissingError(ini.path)
+
+    async def _listen(self, wanted: Iterable[Address]) -> None:
+        """Bind what the ini says, unless a serving pgbouncer has it and comes back with it."""
+        owner = self._bouncer_uid if os.geteuid() == 0 else None
+        listeners = self.supervisor.listeners
+        patience = self._settings.patience.returning
+        while not await self._taken_over():
+            try:
+                listeners.bind(wanted, self._ini, owner=owner)
+            except AddressInUseError:
+                if not await self._wait_for_return(patience):
+                    raise
+            else:
+                return
+
+    async def _wait_for_return(self, patience: float) -> bool:
+        try:
+            async with asyncio.timeout(patience):
+                await self.supervisor.returned.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _taken_over(self) -> bool:
+        """Whether a returning pgbouncer has given its listeners and registered everything.
+
+        If it dies on the way, its addresses are free.
+        """
+        returning = self.supervisor.census.owner
+        if returning is None:
+            return False
+        patience = self._settings.patience
+        if await returning.reach(ProcessState.ACTIVE, within=patience.ready + patience.death):
+            return True
+        await returning.reach(ProcessState.DEAD, within=patience.death)
+        self.supervisor.returned.clear()
+        return bool(len(self.supervisor.listeners))
+
+    async def close(self, *, leave_owner: bool = False) -> None:
+        """End everything.  `leave_owner`: a pgbouncer that serves goes on without a hanger."""
+        notify("STOPPING=1")
+        log.info(Event.HANGER_STOPPING)
+        leave_owner = leave_owner and self.supervisor.census.owner is not None
+        await self.supervisor.stop(leave_owner=leave_owner)
+        self._socket.close(unlink=not leave_owner)
+        log.info(Event.HANGER_STOPPED)
+
+    def reload(self) -> None:
+        """SIGHUP: read the ini again; a mistake in it changes nothing."""
+        try:
+            ini = BouncerIni.load(self.supervisor.launch.ini)
+        except PgkeeperError as error:
+            log.error(HangerEvent.RELOAD, failed=error.message)
+            return
+        log.info(HangerEvent.RELOAD, ini=str(ini.path))
+        self._ini = ini
+        self.supervisor.reload(ini)
+
+    # Keeper
+
+    def status(self) -> Status:
+        """Keeper: how things are now."""
+        supervisor = self.supervisor
+        return supervisor.accounts.status(
+            self._loop.time(),
+            supervisor.census,
+            supervisor.holdings,
+            crash_looping=supervisor.crashes.looping,
+        )
+
+    def warnings(self) -> Sequence[str]:
+        """Keeper: what the operator ought to change in the ini."""
+        return [warning.text for warning in self._ini.warnings()]
+
+    def sessions(self) -> Iterable[Session]:
+        """Keeper: all sessions, clients first."""
+        return list_sessions(self.supervisor.holdings, self.supervisor.census)
+
+    async def handoff(
+        self, pgbouncer: Path | None, ini: Path | None, progress: Callable[[str, str], None]
+    ) -> HandoffReport:
+        """Keeper: replace pgbouncer.  Raises `PgkeeperError`: nothing or everything was done."""
+        launch = None
+        new_ini = self._ini
+        if self._settings.supervise:
+            old = self.supervisor.launch
+            launch = Launch(pgbouncer or old.binary, ini or old.ini, old.socket)
+            new_ini = BouncerIni.load(launch.ini)
+            self._check_user(new_ini)
+        elif pgbouncer is not None or ini is not None:
+            raise NotSupervisingError
+        report = await Handoff(self.supervisor, launch, progress).run()
+        self._ini = new_ini
+        self.supervisor.room.max_client_conn = new_ini.max_client_conn
+        return report
+
+    async def release(self) -> ReleaseReport:
+        """Keeper: end all sessions; the service ends soon after."""
+        clients, servers = await self.supervisor.release()
+        self._loop.call_soon(self.ended.set)
+        return ReleaseReport(clients, servers)

@@ -1,0 +1,461 @@
+"""Decides which pgbouncer serves, starts what is missing, and ends what must end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from typing import TYPE_CHECKING
+
+from pgkeeper.bouncer.spawn import start
+from pgkeeper.errors import PgkeeperError
+from pgkeeper.hanger import farewell
+from pgkeeper.hanger.accounts import Accounts, lost_by_reason
+from pgkeeper.hanger.census import Census
+from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.holdings import Holdings
+from pgkeeper.hanger.limits import Room
+from pgkeeper.hanger.listeners import Listeners, Pause
+from pgkeeper.hanger.process import Process
+from pgkeeper.hanger.reception import Reception
+from pgkeeper.log import get_logger
+from pgkeeper.states import CrashHistory, Event, ProcessState
+from pgkeeper.systemd import notify
+from protocol.control import Adopt, Client, ReleaseAll, Sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgkeeper.bouncer.spawn import Launch
+    from pgkeeper.config import BouncerIni
+    from pgkeeper.hanger.settings import Settings
+    from protocol.control import Message
+
+__all__ = ["Supervisor"]
+
+log = get_logger()
+
+#: States in which a pgbouncer takes new clients from us.
+_TAKES_CLIENTS = frozenset(
+    {ProcessState.ADOPTING, ProcessState.ACTIVE, ProcessState.FREEZING, ProcessState.FROZEN}
+)
+
+
+class Supervisor:
+    """Everything about the processes; implements `reception.Reactions`.
+
+    `launch` is what is started; `on_end` is called once when the service has ended by the
+    operator's wish at the console.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        ini: BouncerIni,
+        launch: Launch,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.launch = launch
+        self.census = Census()
+        self.holdings = Holdings()
+        self.accounts = Accounts(loop.time())
+        self.room = Room(ini.max_client_conn)
+        self.listeners = Listeners(loop, self._client, self._has_room)
+        self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
+        self.crashes = CrashHistory()
+        self.changing = False
+        """A handoff decides who is activated; nobody else does."""
+        self.returned = asyncio.Event()
+        """A pgbouncer that served without a hanger has come back."""
+        self._loop = loop
+        self._on_end = on_end
+        self._standby_crashes = CrashHistory()
+        self._open = False
+        self._stopping = False
+        self._ending: asyncio.Task[None] | None = None
+        self._hold: asyncio.TimerHandle | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._restart_standby: asyncio.TimerHandle | None = None
+
+    # who serves
+
+    def open(self) -> None:
+        """The listeners are known: begin to accept, to welcome and to start pgbouncers."""
+        self._open = True
+        self.listeners.resume(Pause.NOT_OPEN)
+        self.reception.open_doors()
+        if self.census.owner is None:
+            self._start_hold()
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Do what is missing; does nothing where all is as it should be."""
+        if not self._open or self._stopping or self.changing or self._ending is not None:
+            return
+        owner = self.census.owner
+        if owner is None:
+            successor = self.census.successor
+            if self._restart is not None:
+                return  # the last ones died at once
+            if successor is not None:
+                self.activate(successor)
+            elif self.settings.supervise and self.census.starting is None:
+                self.spawn(self.launch)
+        elif self._wants_standby(owner):
+            self.spawn(self.launch)
+
+    def _wants_standby(self, owner: Process) -> bool:
+        return (
+            self.settings.supervise
+            and self.settings.standby
+            and owner.state is ProcessState.ACTIVE
+            and self.census.successor is None
+            and self.census.starting is None
+            and self._restart_standby is None
+        )
+
+    def spawn(self, launch: Launch, *, reserved: bool = False) -> Process | None:
+        """Start a pgbouncer; None if that is impossible, which is logged and tried again later."""
+        try:
+            child = start(launch)
+        except PgkeeperError as error:
+            log.error(HangerEvent.BOUNCER_START_FAILED, reason=error.message)
+            if not reserved:
+                self._start_failed(0.0)
+            return None
+        process = Process(self._loop, child.pid, child.pidfd, self.died, launch=launch, child=child)
+        process.reserved = reserved
+        process.set_deadline(self.settings.patience.hello, "it did not introduce itself")
+        self.census.add(process)
+        log.info(HangerEvent.BOUNCER_STARTED, pid=process.pid, binary=str(launch.binary))
+        return process
+
+    def activate(self, process: Process) -> None:
+        """Give ledger and sockets to a standby; nobody may be their owner."""
+        assert self.census.owner is None  # noqa: S101 - two writers would destroy every session
+        link = process.link
+        if link is None:
+            return  # it is about to die, and its death arranges the rest
+        process.reserved = False
+        process.incarnation = self.holdings.next_incarnation()
+        process.feed(Event.ACTIVATE)
+        process.set_deadline(self.settings.patience.ready, "it did not get ready")
+        log.info(
+            HangerEvent.BOUNCER_ADOPTING,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            held=len(self.holdings.vault),
+        )
+        vault = self.holdings.vault
+
+        def sockets(tokens: tuple[int, ...]) -> tuple[Message, tuple[int, ...]]:
+            held, fds = vault.pick(tokens)
+            return Sockets(held), fds
+
+        def adopt() -> tuple[Message, tuple[int, ...]]:
+            down = self.accounts.vacancy(self._loop.time())
+            return Adopt(process.incarnation, int(down * 1e6)), ()
+
+        for tokens in vault.batches():
+            link.send_later(functools.partial(sockets, tokens))
+        link.send_later(adopt)
+
+    # what the reception tells
+
+    def welcomed(self, process: Process) -> None:
+        """Reactions: it stands by, or returns."""
+        if process.state is ProcessState.RETURNING:
+            log.info(
+                HangerEvent.BOUNCER_RETURNING, pid=process.pid, incarnation=process.incarnation
+            )
+            process.set_deadline(self.settings.patience.ready, "it did not register its sockets")
+            self.returned.set()
+        else:
+            process.clear_deadline()
+            log.info(HangerEvent.BOUNCER_STANDBY, pid=process.pid)
+        self.arrange()
+
+    def refused(self, process: Process) -> None:
+        """Reactions: it was told why it is not taken in."""
+        if process.child is not None:
+            process.set_deadline(self.settings.patience.lost_link, "it was refused")
+        else:
+            self._forget(process)
+
+    def became_ready(self, process: Process) -> None:
+        """Reactions: it serves."""
+        ready = process.ready
+        assert ready is not None  # noqa: S101 - READY is why we are here
+        process.clear_deadline()
+        self._stop_hold()
+        self.accounts.ready(self._loop.time(), ready)
+        log.info(
+            HangerEvent.BOUNCER_ACTIVE,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            clients=ready.clients,
+            servers=ready.servers,
+            adoption_ms=ready.adoption_us / 1000,
+            pause_ms=self.accounts.last_pause_ms,
+        )
+        if any(ready.lost):
+            log.error(
+                HangerEvent.SESSIONS_LOST,
+                incarnation=process.incarnation,
+                **lost_by_reason(ready),
+            )
+        notify(
+            "READY=1", f"STATUS=pgbouncer {process.pid} serves, incarnation {process.incarnation}"
+        )
+        self.listeners.retry()
+        self.arrange()
+
+    def said_farewell(self, process: Process) -> None:
+        """Reactions: it has ended all sessions, as the operator wished."""
+        log.info(HangerEvent.BOUNCER_FAREWELL, pid=process.pid, incarnation=process.incarnation)
+        if self.settings.supervise:
+            self.listeners.pause(Pause.STOPPING)
+        self.holdings.vault.close_all()
+        if process.alive and process.state is not ProcessState.FENCED:
+            process.set_deadline(self.settings.patience.farewell, "it did not end after FAREWELL")
+
+    def let_go(self) -> None:
+        """Reactions: there is room for other clients."""
+        self.listeners.retry()
+
+    def lost_touch(self, process: Process) -> None:
+        """Reactions: its connection ended; mostly because it is dying."""
+        if process.owner:
+            if process.state not in (ProcessState.LEAVING, ProcessState.FENCED):
+                process.set_deadline(self.settings.patience.lost_link, "its connection has ended")
+        elif process.child is not None:
+            process.set_deadline(self.settings.patience.lost_link, "its connection has ended")
+        else:
+            self._forget(process)
+
+    def died(self, process: Process) -> None:
+        """Reactions: the kernel says that it has ended."""
+        if process.link is not None:
+            process.link.drain()  # what it said last still counts
+        owner, was = process.owner, process.state
+        process.feed(Event.DIED)
+        self.census.discard(process)
+        end = process.reap()
+        report = log.info if process.dismissed or process.said_farewell else log.warning
+        report(
+            HangerEvent.BOUNCER_ENDED,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            state=was.value,
+            how=str(end),
+        )
+        if owner:
+            self._vacated(process)
+        if not (process.dismissed or process.said_farewell or process.reserved):
+            if owner or self.census.owner is None:
+                self._start_failed(process.lifetime, crashed=process.crashed)
+            else:
+                self._standby_failed(process.lifetime)
+        if process.said_farewell and self.settings.supervise and not self._stopping:
+            self._on_end()
+            return
+        self.arrange()
+
+    # its absence
+
+    def _vacated(self, process: Process) -> None:
+        """The owner is dead: its sessions are nobody's until the next one."""
+        self.accounts.vacant(self._loop.time())
+        unheld = self.holdings.vault.forget_unheld()
+        if unheld:
+            log.warning(HangerEvent.SESSIONS_LOST, incarnation=process.incarnation, unheld=unheld)
+        if process.said_farewell:
+            self._renew_ledger()
+        elif self.holdings.vault.servers or self.holdings.vault.clients:
+            notify(f"STATUS=no pgbouncer serves, {len(self.holdings.vault)} sockets held")
+        self._start_hold()
+
+    def _start_failed(self, lifetime: float, *, crashed: bool = True) -> None:
+        """Count a death of the one that serves or was to serve, and wait before the next start."""
+        looping = self.crashes.looping
+        delay = self.crashes.died(lifetime, crashed=crashed)
+        if self.crashes.looping and not looping:
+            log.error(HangerEvent.CRASH_LOOP, deaths=self.crashes.short_lives)
+            notify("STATUS=pgbouncer crashes again and again, sessions are held")
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if delay:
+            self._restart = self._loop.call_later(delay, self._restart_now)
+
+    def _restart_now(self) -> None:
+        self._restart = None
+        self.arrange()
+
+    def _standby_failed(self, lifetime: float) -> None:
+        """A standby must not be started in a tight loop either."""
+        delay = self._standby_crashes.died(lifetime, crashed=True)
+        if delay and self._restart_standby is None:
+            self._restart_standby = self._loop.call_later(delay, self._restart_standby_now)
+
+    def _restart_standby_now(self) -> None:
+        self._restart_standby = None
+        self.arrange()
+
+    def _start_hold(self) -> None:
+        self._stop_hold()
+        if self.settings.hold_timeout:
+            self._hold = self._loop.call_later(self.settings.hold_timeout, self._hold_expired)
+
+    def _stop_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+
+    def _hold_expired(self) -> None:
+        """Nobody has served for too long."""
+        self._hold = None
+        owner = self.census.owner
+        if owner is not None:
+            owner.kill("hold_timeout")  # it hangs in its adoption
+        if self._ending is None and not self._stopping and not self.changing:
+            self._ending = self._loop.create_task(self._expire(owner))
+        else:
+            self._start_hold()
+
+    async def _expire(self, owner: Process | None) -> None:
+        try:
+            if owner is not None and not await owner.reach(
+                ProcessState.DEAD, within=self.settings.patience.death
+            ):
+                return
+            if self.holdings.vault:
+                await self._end_sessions(farewell.HOLD_TIMEOUT, HangerEvent.HOLD_TIMEOUT)
+        finally:
+            self._ending = None
+            if not self._stopping:
+                self._start_hold()
+                self.arrange()
+
+    async def _end_sessions(self, error: tuple[str, str], event: HangerEvent) -> None:
+        """Tell the clients and close everything that is held; nobody may be the owner."""
+        segment = self.holdings.segment
+        view = segment.view() if segment is not None else None
+        ended = await farewell.end_sessions(self.holdings.vault, view, error)
+        log.warning(event, told=ended.told, cut=ended.cut)
+        self._renew_ledger()
+        self.listeners.retry()
+
+    def _renew_ledger(self) -> None:
+        """All sessions are over: a fresh ledger, and nobody who still maps the old one."""
+        self.holdings.renew()
+        for process in self.census:
+            if not process.owner and process.link is not None:
+                if process.child is not None:
+                    process.dismiss()
+                else:
+                    self._forget(process)
+
+    def _forget(self, process: Process) -> None:
+        """Leave alone a process that is not our child and owns nothing."""
+        self.census.discard(process)
+        process.forget()
+
+    # clients
+
+    def _has_room(self) -> bool:
+        return self.room.for_client(self.holdings.vault, down=self.census.owner is None)
+
+    def _client(self, fd: int, unix: bool) -> None:
+        held = self.holdings.vault.new_client(fd, unix=unix)
+        owner = self.census.owner
+        if owner is None or owner.link is None or owner.state not in _TAKES_CLIENTS:
+            return
+
+        def build() -> tuple[Message, tuple[int, ...]] | None:
+            sockets, fds = self.holdings.vault.pick((held.token,))
+            return (Client(sockets[0]), fds) if sockets else None
+
+        owner.link.send_later(build)
+
+    # operator's wishes
+
+    def reload(self, ini: BouncerIni) -> None:
+        """SIGHUP: what the ini says now, and pgbouncer is to read it as well."""
+        self.room.max_client_conn = ini.max_client_conn
+        self.listeners.set_defer(ini.tcp_defer_accept)
+        self.listeners.retry()
+        owner = self.census.owner
+        if owner is not None:
+            owner.signal(signal.SIGHUP)
+        self._dismiss_standbys()  # the next one reads the new ini from the start
+        self.arrange()
+
+    async def release(self) -> tuple[int, int]:
+        """End all sessions; nothing is accepted or started any more.  Counts of what was held."""
+        self._stopping = True
+        self.listeners.pause(Pause.STOPPING)
+        self._stop_hold()
+        clients, servers = self.holdings.vault.clients, self.holdings.vault.servers
+        await self._end_owner()
+        if self.holdings.vault:
+            await self._end_sessions(farewell.ADMIN_SHUTDOWN, HangerEvent.SESSIONS_ENDED)
+        return clients, servers
+
+    def keep(self, launch: Launch) -> None:
+        """From now on start this; who stands by was started from something else."""
+        self.launch = launch
+        self._dismiss_standbys()
+
+    def _dismiss_standbys(self) -> None:
+        for process in self.census:
+            if process.child is not None and not process.owner and not process.reserved:
+                process.dismiss()
+
+    async def _end_owner(self) -> None:
+        """Let the owner say goodbye, or kill it, and wait for its death."""
+        owner = self.census.owner
+        if owner is None:
+            return
+        patience = self.settings.patience
+        if owner.state is ProcessState.ACTIVE and owner.link is not None:
+            owner.feed(Event.RELEASE_ALL)
+            owner.link.send(ReleaseAll())
+            owner.set_deadline(patience.farewell, "it did not end after RELEASE_ALL")
+        elif owner.state is not ProcessState.LEAVING:
+            owner.kill("the service ends")
+        await owner.reach(ProcessState.DEAD, within=patience.farewell + patience.death)
+
+    async def stop(self, *, leave_owner: bool) -> None:
+        """End the hanger.  `leave_owner`: a pgbouncer that serves goes on without us.
+
+        Otherwise nothing is left behind: no process, no file, no session.
+        """
+        self._stopping = True
+        self.listeners.pause(Pause.STOPPING)
+        self._stop_hold()
+        for timer in (self._restart, self._restart_standby):
+            if timer is not None:
+                timer.cancel()
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
+        leave_owner = leave_owner and self.census.owner is not None
+        if not leave_owner:
+            await self.release()
+        for process in self.census:
+            if process.child is not None and not process.owner:
+                process.dismiss()
+                await process.reach(ProcessState.DEAD, within=self.settings.patience.death)
+            elif process.owner or process.child is None:
+                self._forget(process)
+        self.reception.close()
+        self.listeners.close(unlink=not leave_owner)
+        self.holdings.close()
+
+    def hurry(self) -> None:
+        """A second wish to stop: whoever still says goodbye is killed."""
+        owner = self.census.owner
+        if owner is not None and owner.state is ProcessState.LEAVING:
+            owner.kill("told to stop twice")

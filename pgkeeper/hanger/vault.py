@@ -1,0 +1,165 @@
+"""The duplicates of client and server sockets that the hanger holds, by token.
+
+Descriptors stay raw numbers: a socket object around one could change O_NONBLOCK, which all
+duplicates of a socket share with pgbouncer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from protocol.control import BATCH, HeldSocket, UnheldReason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "is_server", "reason_name"]
+
+#: Set in the tokens that pgbouncer makes itself, for its connections to servers (control.h).
+SERVER_BIT: Final = 1 << 63
+
+
+def is_server(token: int) -> bool:
+    """Whether `token` names a server socket."""
+    return bool(token & SERVER_BIT)
+
+
+def reason_name(reason: UnheldReason) -> str:
+    """`reason` as status and logs spell it: "ledger-full"."""
+    return reason.name.lower().replace("_", "-")
+
+
+class TokenTakenError(Exception):
+    """`token` already names a held socket."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+        super().__init__(f"token {token:#x} is taken")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One held socket: its name, our descriptor of it, and whether it is a Unix-domain one."""
+
+    token: int
+    fd: int
+    unix: bool
+
+
+class Vault:
+    """Owns every descriptor put into it and closes each exactly once.
+
+    It also counts the sockets that pgbouncer said it serves without our holding them.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, Held] = {}
+        self._unheld: dict[int, str] = {}
+        self._servers = 0
+        self._next_client = 1
+
+    @property
+    def clients(self) -> int:
+        """How many client sockets are held."""
+        return len(self._held) - self._servers
+
+    @property
+    def servers(self) -> int:
+        """How many server sockets are held."""
+        return self._servers
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def new_client(self, fd: int, *, unix: bool) -> Held:
+        """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""
+        held = Held(self._next_client, fd, unix)
+        self._next_client += 1
+        self._held[held.token] = held
+        return held
+
+    def add(self, token: int, fd: int, *, unix: bool) -> None:
+        """Hold a socket that pgbouncer registered; `fd` is the vault's from now on.
+
+        Raises `TokenTakenError`; `fd` is closed then, because nobody else would.
+        """
+        if token in self._held:
+            os.close(fd)
+            raise TokenTakenError(token)
+        self._held[token] = Held(token, fd, unix)
+        if is_server(token):
+            self._servers += 1
+        else:
+            self.reserve_tokens(token)
+
+    def reserve_tokens(self, last: int) -> None:
+        """Never give a client the token `last` or one below it."""
+        self._next_client = max(self._next_client, last + 1)
+
+    def get(self, token: int) -> Held | None:
+        """The held socket of that token."""
+        return self._held.get(token)
+
+    def held(self) -> Iterator[Held]:
+        """All held sockets, by ascending token, so clients in the order they came."""
+        return iter(sorted(self._held.values(), key=lambda held: held.token))
+
+    def batches(self) -> list[tuple[int, ...]]:
+        """The tokens of all held sockets, as many at a time as fit into one message."""
+        tokens = sorted(self._held)
+        return [tuple(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
+
+    def pick(self, tokens: Iterable[int]) -> tuple[tuple[HeldSocket, ...], tuple[int, ...]]:
+        """Those of `tokens` that are still held, for a message, and their descriptors."""
+        found = [self._held[token] for token in tokens if token in self._held]
+        return (
+            tuple(HeldSocket(held.token, held.unix) for held in found),
+            tuple(held.fd for held in found),
+        )
+
+    def release(self, token: int) -> bool:
+        """Close the duplicate, or forget that the socket was unheld; False if it is unknown."""
+        if self._unheld.pop(token, None) is not None:
+            return True
+        return self._close(token)
+
+    def mark_unheld(self, token: int, reason: UnheldReason) -> None:
+        """pgbouncer serves this socket by itself: close the duplicate, if any, and count it."""
+        self._close(token)
+        self._unheld[token] = reason_name(reason)
+        if not is_server(token):
+            self.reserve_tokens(token)
+
+    def unheld(self) -> dict[str, int]:
+        """How many sockets are served unheld, by reason."""
+        return dict(sorted(Counter(self._unheld.values()).items()))
+
+    def unheld_tokens(self) -> dict[int, str]:
+        """The sockets served unheld: reason by token."""
+        return dict(self._unheld)
+
+    def forget_unheld(self) -> int:
+        """The pgbouncer that served them is dead, and so are they; returns how many."""
+        count = len(self._unheld)
+        self._unheld.clear()
+        return count
+
+    def close_all(self) -> None:
+        """Close every duplicate; tokens are never used again."""
+        for held in self._held.values():
+            os.close(held.fd)
+        self._held.clear()
+        self._servers = 0
+        self._unheld.clear()
+
+    def _close(self, token: int) -> bool:
+        held = self._held.pop(token, None)
+        if held is None:
+            return False
+        if is_server(token):
+            self._servers -= 1
+        os.close(held.fd)
+        return True
