@@ -20,6 +20,8 @@ HEADER_SIZE: Final = 4096
 UNIT: Final = 64
 """Bytes in which the heap is given out."""
 INLINE_REQUESTS: Final = 44
+READS: Final = 16
+"""Notes of reads in the header: recvs that may follow a commit without one of their own."""
 CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
@@ -216,6 +218,9 @@ ACT: Final = Layout(
     "KeeperActRecord",
     record(epoch=U64, watermark=U64, act=U32, slot=U32, source=U32, pad=U32),
 )
+READ: Final = Layout(
+    "KeeperRead", record(epoch=U64, rx=U64, slot=U32, iobuf=U32, position=U32, pad=U32)
+)
 HEADER: Final = Layout(
     "KeeperHeader",
     record(
@@ -244,6 +249,8 @@ HEADER: Final = Layout(
         server_token=U64,
         query_id=U64,
         socket_id=U64,
+        spare4=bytes_(32),
+        read=array(READS, READ),
     ),
 )
 BLOB: Final = Layout("KeeperBlob", record(units=U32, length=U32, kind=U32, check=U32))
@@ -314,6 +321,7 @@ LAYOUTS: Final = (
     COPY,
     SLOT,
     ACT,
+    READ,
     HEADER,
     BLOB,
     SOCKET_RECORD,

@@ -20,6 +20,7 @@
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
 #define KEEPER_INLINE_REQUESTS	44
+#define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
 enum KeeperKind {
@@ -134,6 +135,16 @@ struct KeeperActRecord {
 	uint32_t pad;
 };
 
+/* a recv that no commit of its own preceded; true if epoch is the commit word */
+struct KeeperRead {
+	uint64_t epoch;
+	uint64_t rx;		/* bytes read from the socket before this recv */
+	uint32_t slot;
+	uint32_t iobuf;		/* where its bytes go, */
+	uint32_t position;	/* from here on */
+	uint32_t pad;
+};
+
 struct KeeperHeader {
 	uint64_t magic;
 	uint32_t version;
@@ -165,6 +176,9 @@ struct KeeperHeader {
 	uint64_t server_token;	/* last token pgbouncer made itself */
 	uint64_t query_id;	/* last PGBOUNCER_n ever used */
 	uint64_t socket_id;	/* last PgSocket.id ever used */
+	uint8_t spare4[32];
+
+	struct KeeperRead read[KEEPER_READS];
 };
 
 /* a variable-size value, immutable once a committed state refers to it */
@@ -289,6 +303,8 @@ _Static_assert(sizeof(struct KeeperActRecord) == 32, "act record");
 _Static_assert(offsetof(struct KeeperHeader, incarnation) == 128, "own cache line");
 _Static_assert(offsetof(struct KeeperHeader, commit) == 192, "own cache line");
 _Static_assert(offsetof(struct KeeperHeader, heartbeat) == 320, "own cache line");
+_Static_assert(sizeof(struct KeeperRead) == 32, "two a cache line");
+_Static_assert(offsetof(struct KeeperHeader, read) == 384, "own cache line");
 _Static_assert(sizeof(struct KeeperHeader) <= KEEPER_HEADER_SIZE, "header page");
 _Static_assert(sizeof(struct KeeperBlob) == 16, "blob head");
 _Static_assert(sizeof(struct KeeperSocketRecord) == 48, "socket record");

@@ -402,7 +402,7 @@ static void freeze(void)
 {
 	unsigned i;
 
-	keeper_loop_end();
+	keeper_settle();
 	frozen = true;
 	if (!send_message(KEEPER_MSG_FROZEN, NULL, 0, NULL, 0))
 		frozen = false;
@@ -470,7 +470,7 @@ static void release_all(void)
 		end_servers(&pool->tested_server_list);
 		end_servers(&pool->being_canceled_server_list);
 	}
-	keeper_loop_end();
+	keeper_settle();
 }
 
 static void handle_message(const struct KeeperMessage *head, const uint8_t *body, size_t len, int *fds, unsigned n_fds)
@@ -633,7 +633,7 @@ static void serve(struct KeeperAdopt *adopt)
 	adopted = true;
 	state = LINK_ACTIVE;
 	keeper_adopt(held, n_held, adopt->down_us, &ready);
-	keeper_loop_end();
+	keeper_settle();
 	free(held);
 	held = NULL;
 	n_held = max_held = 0;
@@ -678,7 +678,7 @@ void keeper_leave_sessions(const char *signal_name)
 {
 	if (adopted) {
 		log_info("got %s, leaving all sessions with the hanger", signal_name);
-		keeper_loop_end();
+		keeper_settle();
 		if (cf_pidfile && *cf_pidfile)
 			unlink(cf_pidfile);
 	}
@@ -690,6 +690,6 @@ void keeper_farewell(void)
 {
 	if (!keeper_on || !adopted)
 		return;
-	keeper_loop_end();
+	keeper_settle();
 	send_patiently(KEEPER_MSG_FAREWELL, NULL, 0, NULL, 0);
 }

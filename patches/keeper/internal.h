@@ -70,6 +70,8 @@ extern struct KeeperLocal *keeper_local;
 /* start an empty slot for an object; 0: the ledger is full */
 uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
 void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
+/* nothing is left to be said or written down: for a process about to stop or to be watched */
+void keeper_settle(void);
 /* loop end owes this slot something: an outbox to flush, a socket to close */
 void keeper_pend(uint32_t slot);
 /* append to the outbox of a slot; false: no room */

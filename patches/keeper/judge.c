@@ -124,6 +124,26 @@ static bool consume(struct KeeperAdoptee *source, uint64_t bytes)
 	return true;
 }
 
+/* where did the recv that lies beyond the commit put its bytes? */
+static bool find_read(uint32_t slot, struct KeeperCopy *c, const struct KeeperActRecord *act)
+{
+	const struct KeeperRead *note;
+
+	if (act->act == KEEPER_ACT_RECV && act->slot == slot)
+		return c->io != 0;
+	note = keeper_store_read_note(&keeper_store, slot);
+	if (!note || note->rx != c->rx || !note->iobuf || note->iobuf > keeper_store.header->iobufs
+	    || note->position > keeper_store.header->pkt_buf)
+		return false;
+	if (c->io == note->iobuf && c->io_recv == note->position)
+		return true;
+	if (c->io_done != c->io_recv)
+		return false;
+	c->io = note->iobuf;
+	c->io_done = c->io_parse = c->io_recv = note->position;
+	return true;
+}
+
 static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
 {
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
@@ -137,8 +157,7 @@ static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
 	got = a->read - c->rx;
 	gone = a->written - c->tx;
 	if (got) {
-		if (act->act != KEEPER_ACT_RECV || act->slot != slot || !c->io
-		    || got > keeper_store.header->pkt_buf - c->io_recv) {
+		if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv) {
 			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 			return;
 		}

@@ -22,6 +22,12 @@
 /* totals of SHOW STATS are recorded so often, microseconds */
 #define STATISTICS_PERIOD	(1 * USEC)
 
+/* without an act, changes are committed after so long, microseconds */
+#define LAZY_PERIOD		(50 * 1000)
+/* ... or when so few are left to be given out, or so many wait to be */
+#define LOW			16
+#define MANY_FREED		256
+
 bool keeper_on;
 char *cf_keeper_socket;
 struct KeeperStore keeper_store;
@@ -32,6 +38,7 @@ static PgSocket **iobuf_owner;
 static uint32_t *pending, n_pending;
 static struct event retry_event;
 static bool retrying;
+static usec_t last_commit;
 
 void keeper_local_setup(void)
 {
@@ -49,6 +56,7 @@ void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
 	/* ids must never come twice: known before what carries them can leave */
 	keeper_store.header->query_id = next_unique_query_id;
 	keeper_store.header->socket_id = last_pgsocket_id;
+	last_commit = get_cached_time();
 	if (!keeper_store_commit(&keeper_store, keeper_serialize, act, slot, source)) {
 		/* fenced: whatever we did now would be done twice */
 		log_warning("keeper: another incarnation owns the ledger, stopping");
@@ -408,13 +416,19 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	uint32_t slot = sk->keeper_slot;
 	struct KeeperLocal *l = &keeper_local[slot];
 	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	IOBuf *io;
+	bool noted;
 	ssize_t res;
 
 	if (!slot)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
+	io = sbuf->io;
+	noted = keeper_store_note_read(&keeper_store, slot, l->token, l->rx, keeper_store_iobuf_of(&keeper_store, io),
+				       (uint8_t *)dst - io->buf);
 	keeper_store_mark(&keeper_store, slot);
-	keeper_commit(KEEPER_ACT_RECV, slot, slot);
+	if (!noted)
+		keeper_commit(KEEPER_ACT_RECV, slot, slot);
 	if (l->is_unix)
 		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
 	res = safe_recv(sbuf->sock, dst, len, 0);
@@ -609,30 +623,54 @@ static void finish_closing(const uint32_t *closing, uint32_t n)
 	}
 }
 
-void keeper_loop_end(void)
+static void finish_pending(void)
 {
 	static uint32_t *closing;
 	static struct timeval soon = { 0, 10000 };
+
+	if (!n_pending)
+		return;
+	if (!closing)
+		closing = calloc(keeper_store.header->slots + 1, sizeof(*closing));
+	if (closing)
+		finish_closing(closing, work_on_pending(closing));
+	if (n_pending && !retrying) {
+		evtimer_assign(&retry_event, pgb_event_base, retry_cb, NULL);
+		retrying = evtimer_add(&retry_event, &soon) == 0;
+	}
+}
+
+void keeper_settle(void)
+{
+	finish_pending();
+	if (keeper_store.n_dirty)
+		keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
+/*
+ * What happened since the last commit can be done again from it, so a commit
+ * here is for those who look (and gives back what was freed): not each loop.
+ */
+static bool commit_is_due(void)
+{
+	return get_cached_time() >= last_commit + LAZY_PERIOD
+	       || keeper_store.n_free_slot < LOW || keeper_store.n_free_iobuf < LOW
+	       || keeper_store.n_freed_blob > MANY_FREED;
+}
+
+void keeper_loop_end(void)
+{
 	static usec_t statistics_due;
 	struct timespec now;
 
 	if (!keeper_on)
 		return;
-	if (n_pending) {
-		if (!closing)
-			closing = calloc(keeper_store.header->slots + 1, sizeof(*closing));
-		if (closing)
-			finish_closing(closing, work_on_pending(closing));
-		if (n_pending && !retrying) {
-			evtimer_assign(&retry_event, pgb_event_base, retry_cb, NULL);
-			retrying = evtimer_add(&retry_event, &soon) == 0;
-		}
-	}
+	finish_pending();
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;
 		keeper_mark_pools();
 	}
-	if (keeper_store.n_dirty)
+	if (keeper_store.n_dirty && commit_is_due())
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);

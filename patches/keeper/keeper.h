@@ -26,7 +26,7 @@ extern const SBufIO keeper_sbufio_ops;
 void keeper_init(void);
 /* in place of pooler_setup(): returns when this process serves */
 void keeper_start(void);
-/* once an event loop: flush outboxes, finish closing, commit, heartbeat */
+/* once an event loop: flush outboxes, finish closing, commit what has waited, heartbeat */
 void keeper_loop_end(void);
 /* SIGTERM, SIGINT, SIGQUIT: leave the sessions with the hanger and exit */
 void keeper_leave_sessions(const char *signal_name) _NORETURN;

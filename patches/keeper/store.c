@@ -380,6 +380,46 @@ void keeper_store_recovered(struct KeeperStore *store)
 }
 
 /*
+ * Reads.
+ */
+
+bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t token, uint64_t rx,
+			    uint32_t iobuf, uint32_t position)
+{
+	const struct KeeperCopy *copy = keeper_store_copy(store, slot);
+	struct KeeperRead *note;
+	bool appends = copy->io == iobuf && copy->io_recv == position;
+	bool starts = copy->io_done == copy->io_recv;
+
+	if (store->n_reads == KEEPER_READS || !iobuf)
+		return false;
+	if (!copy->epoch || copy->token != token || copy->rx != rx || !(appends || starts))
+		return false;
+	note = &store->header->read[store->n_reads++];
+	note->rx = rx;
+	note->slot = slot;
+	note->iobuf = iobuf;
+	note->position = position;
+	/* last: until now the note was an old one, of an epoch gone by */
+	__atomic_store_n(&note->epoch, store->epoch, __ATOMIC_RELEASE);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	return true;
+}
+
+const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot)
+{
+	unsigned i;
+
+	for (i = 0; i < KEEPER_READS; i++) {
+		const struct KeeperRead *note = &store->header->read[i];
+
+		if (note->epoch == store->epoch && note->slot == slot)
+			return note;
+	}
+	return NULL;
+}
+
+/*
  * Commit.
  */
 
@@ -435,6 +475,7 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 
 	store->epoch = epoch;
+	store->n_reads = 0;
 	for (i = 0; i < store->n_dirty; i++) {
 		uint32_t s = store->dirty[i];
 

@@ -24,6 +24,7 @@ struct KeeperStore {
 	uint64_t epoch;			/* what the commit word says */
 	uint64_t watermark;		/* goes into the next commit */
 	uint64_t incarnation;		/* ours; another one in the header stops us */
+	uint32_t n_reads;		/* noted since the last commit */
 
 	uint8_t *current;		/* per slot: which copy is true */
 	bool *is_dirty;
@@ -131,6 +132,17 @@ static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
 		store->dirty[store->n_dirty++] = slot;
 	}
 }
+
+/*
+ * Note where a recv of this slot puts its bytes, instead of a commit before
+ * it.  False if the true copy and a note would not tell exactly where all of
+ * the slot's unread bytes lie: then the recv must be committed.
+ */
+bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t token, uint64_t rx,
+			    uint32_t iobuf, uint32_t position);
+
+/* the note about this slot that the commit word has not outlived, or NULL */
+const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot);
 
 /*
  * Make all marked slots true at once, together with the act that follows.

@@ -31,6 +31,7 @@ DEFINES = {
     "KEEPER_HEADER_SIZE": ledger.HEADER_SIZE,
     "KEEPER_UNIT": ledger.UNIT,
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
+    "KEEPER_READS": ledger_layouts.READS,
     "KEEPER_CHECK_FACTOR": ledger_layouts.CHECK_FACTOR,
 }
 
