@@ -19,7 +19,7 @@ HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64
 """Bytes in which the heap is given out."""
-INLINE_REQUESTS: Final = 44
+INLINE_REQUESTS: Final = 40
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
 CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
@@ -198,7 +198,7 @@ COPY: Final = Layout(
         canceled_server=U32,
         n_requests=U16,
         pad=U16,
-        request=bytes_(INLINE_REQUESTS - 4),
+        request=bytes_(INLINE_REQUESTS),
         check=U64,
     ),
 )

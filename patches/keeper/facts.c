@@ -48,6 +48,9 @@ static bool read_global(const struct KeeperCopy *copy)
 {
 	struct KeeperUnpack unpack;
 	struct KeeperGlobalRecord record;
+	char key[128], value[1024];
+	size_t len;
+	uint32_t i;
 
 	if (!keeper_open_record(copy, &unpack))
 		return false;
@@ -60,6 +63,16 @@ static bool read_global(const struct KeeperCopy *copy)
 	}
 	if (record.pause_mode == P_PAUSE)
 		cf_pause_mode = P_PAUSE;
+	if (record.shutdown == SHUTDOWN_WAIT_FOR_SERVERS || record.shutdown == SHUTDOWN_WAIT_FOR_CLIENTS)
+		cf_shutdown = record.shutdown;
+	for (i = 0; i < record.n_vars; i++)
+		keeper_unpack_bytes(&unpack, &len);
+	for (i = 0; i < record.n_settings && !unpack.failed; i++) {
+		if (!keeper_unpack_string(&unpack, key, sizeof(key)) || !keeper_unpack_string(&unpack, value, sizeof(value)))
+			continue;
+		if (set_config_param(key, value))
+			keeper_setting(key, value);
+	}
 	return true;
 }
 

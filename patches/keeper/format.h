@@ -19,7 +19,7 @@
 #define KEEPER_FORMAT_VERSION	1
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
-#define KEEPER_INLINE_REQUESTS	44
+#define KEEPER_INLINE_REQUESTS	40
 #define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
@@ -105,7 +105,7 @@ struct KeeperCopy {
 	uint32_t canceled_server;	/* slot */
 	uint16_t n_requests;	/* inline outstanding requests, oldest first */
 	uint16_t pad;
-	uint8_t request[KEEPER_INLINE_REQUESTS - 4];	/* action << 6 | type - 0x40 */
+	uint8_t request[KEEPER_INLINE_REQUESTS];	/* action << 6 | type - 0x40 */
 	uint64_t check;		/* keeper_check() over everything before it */
 };
 

@@ -666,7 +666,7 @@ void keeper_start(void)
 	while (!adopted) {
 		if (event_base_loop(pgb_event_base, EVLOOP_ONCE) < 0 && errno != EINTR)
 			die("keeper: event_loop failed: %s", strerror(errno));
-		if (cf_shutdown)
+		if (!adopted && cf_shutdown)
 			exit(0);
 	}
 	/* the pidfile of the one whose sessions we have taken over */

@@ -104,6 +104,7 @@ void keeper_mark_pools(void);
 struct KeeperPack {
 	uint8_t *data;
 	size_t len, size;
+	bool too_long;		/* a value that no record can hold: there will be no blob */
 };
 struct KeeperUnpack {
 	const uint8_t *data;
@@ -113,6 +114,7 @@ struct KeeperUnpack {
 void keeper_pack(struct KeeperPack *pack, const void *data, size_t len);
 void keeper_pack_string(struct KeeperPack *pack, const char *string);
 void keeper_pack_bytes(struct KeeperPack *pack, const void *data, size_t len);
+/* 0: no room, or a value was too long */
 uint32_t keeper_pack_blob(struct KeeperPack *pack, enum KeeperBlobKind kind);
 void keeper_unpack(struct KeeperUnpack *unpack, void *to, size_t len);
 /* counted bytes; NULL where the length says so */

@@ -217,7 +217,7 @@ void keeper_socket_freed(PgSocket *sk)
 void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *reason)
 {
 	struct KeeperLocal *l;
-	struct KeeperPack pack = { NULL, 0, 0 };
+	struct KeeperPack pack = { NULL, 0, 0, false };
 
 	if (!sk || !sk->keeper_slot)
 		return;

@@ -73,6 +73,9 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
 void keeper_mark_pool(PgPool *pool);
 /* credentials were learnt at run time: auth_query, PAM, SCRAM keys */
 void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db);
+/* SET on the console; RELOAD sets every reloadable key anew */
+void keeper_setting(const char *key, const char *value);
+void keeper_settings_reloaded(void);
 /* an operator may have changed something on the console */
 void keeper_mark_operator(void);
 

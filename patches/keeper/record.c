@@ -3,6 +3,8 @@
  */
 #include "bouncer.h"
 
+#include <usual/err.h>
+
 #include "keeper/internal.h"
 
 extern struct AATree pam_user_tree;
@@ -35,8 +37,10 @@ void keeper_pack_bytes(struct KeeperPack *pack, const void *data, size_t len)
 {
 	uint16_t counted = data ? len : UINT16_MAX;
 
-	if (data && len >= UINT16_MAX)
-		die("keeper: a value of %zu bytes cannot be recorded", len);
+	if (data && len >= UINT16_MAX) {
+		pack->too_long = true;
+		return;
+	}
 	keeper_pack(pack, &counted, sizeof(counted));
 	if (data)
 		keeper_pack(pack, data, len);
@@ -49,8 +53,9 @@ void keeper_pack_string(struct KeeperPack *pack, const char *string)
 
 uint32_t keeper_pack_blob(struct KeeperPack *pack, enum KeeperBlobKind kind)
 {
-	uint32_t unit = keeper_store_new_blob(&keeper_store, kind, pack->len);
+	uint32_t unit = pack->too_long ? 0 : keeper_store_new_blob(&keeper_store, kind, pack->len);
 
+	pack->too_long = false;
 	if (!unit)
 		return 0;
 	memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, unit)), pack->data, pack->len);
@@ -187,7 +192,7 @@ static void replace(struct KeeperLocal *l, uint32_t *unit_p, uint32_t unit)
 
 static uint32_t scram_blob(struct ScramState *scram)
 {
-	struct KeeperPack pack = { NULL, 0, 0 };
+	struct KeeperPack pack = { NULL, 0, 0, false };
 	uint32_t unit;
 
 	keeper_pack_string(&pack, scram->client_nonce);
@@ -211,7 +216,7 @@ static void update_packet(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct CallbackState *state = &sk->packet_cb_state;
 	unsigned written = mbuf_written(&state->pkt.data);
-	struct KeeperPack pack = { NULL, 0, 0 };
+	struct KeeperPack pack = { NULL, 0, 0, false };
 	uint32_t head[2];
 
 	if (state->flag == l->packet_flag && written == l->packet_written)
@@ -548,13 +553,61 @@ static void serialize_credentials(PgCredentials *credentials, struct KeeperLocal
 	copy->record = l->record;
 }
 
+/*
+ * Console SETs in force: a successor starts from the ini, which knows nothing
+ * of them.
+ */
+static struct Setting {
+	struct Setting *next;
+	char *key, *value;
+} *settings;
+
+void keeper_setting(const char *key, const char *value)
+{
+	struct Setting *setting;
+
+	if (!keeper_on)
+		return;
+	for (setting = settings; setting; setting = setting->next) {
+		if (strcasecmp(setting->key, key) == 0)
+			break;
+	}
+	if (!setting) {
+		setting = calloc(1, sizeof(*setting));
+		if (!setting)
+			return;
+		setting->key = xstrdup(key);
+		setting->next = settings;
+		settings = setting;
+	}
+	free(setting->value);
+	setting->value = xstrdup(value);
+	keeper_mark_global();
+}
+
+void keeper_settings_reloaded(void)
+{
+	while (settings) {
+		struct Setting *setting = settings;
+
+		settings = setting->next;
+		free(setting->key);
+		free(setting->value);
+		free(setting);
+	}
+	keeper_mark_global();
+}
+
 static void serialize_global(struct KeeperLocal *l, struct KeeperCopy *copy)
 {
 	struct KeeperGlobalRecord record;
 	static struct KeeperPack pack;
+	struct Setting *setting;
 	int i;
 
 	memset(&record, 0, sizeof(record));
+	for (setting = settings; setting; setting = setting->next)
+		record.n_settings++;
 	memcpy(record.mock_nonce, mock_auth_nonce, sizeof(record.mock_nonce));
 	record.mock_nonce_set = mock_auth_nonce_initialized;
 	record.pause_mode = cf_pause_mode;
@@ -565,6 +618,10 @@ static void serialize_global(struct KeeperLocal *l, struct KeeperCopy *copy)
 	keeper_pack(&pack, &record, sizeof(record));
 	for (i = 0; i < get_num_var_cached(); i++)
 		keeper_pack_string(&pack, varcache_name(i));
+	for (setting = settings; setting; setting = setting->next) {
+		keeper_pack_string(&pack, setting->key);
+		keeper_pack_string(&pack, setting->value);
+	}
 	replace(l, &l->record, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
 	copy->record = l->record;
 }
