@@ -658,6 +658,22 @@ static bool commit_is_due(void)
 	       || keeper_store.n_freed_blob > MANY_FREED;
 }
 
+/* facts about pools that nobody uses give way to sessions */
+static void make_room(void)
+{
+	struct List *item;
+
+	statlist_for_each(item, &pool_list) {
+		PgPool *pool = container_of(item, PgPool, head);
+
+		if (!pool->keeper_slot || pool_client_count(pool) || pool_server_count(pool)
+		    || !statlist_empty(&pool->waiting_cancel_req_list) || !statlist_empty(&pool->active_cancel_req_list))
+			continue;
+		drop_slot(pool->keeper_slot);
+		pool->keeper_slot = 0;
+	}
+}
+
 void keeper_loop_end(void)
 {
 	static usec_t statistics_due;
@@ -669,6 +685,8 @@ void keeper_loop_end(void)
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;
 		keeper_mark_pools();
+		if (keeper_store.n_free_slot < LOW)
+			make_room();
 	}
 	if (keeper_store.n_dirty && commit_is_due())
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
