@@ -345,7 +345,7 @@ class LedgerView:
     def pending_from(self, copy: Copy, slot: int = 0) -> int:
         """How many bytes a socket has read or made for the socket `copy.dst` and not sent."""
         extra = len(self.blob(slot, copy.extra, BlobKind.EXTRA)) if copy.extra else 0
-        return extra + (copy.io_parse - copy.io_done if copy.io else 0)
+        return max(extra - copy.extra_done, 0) + (copy.io_parse - copy.io_done if copy.io else 0)
 
 
 def _newest(copies: bytes, commit: int) -> bytes | None:

@@ -19,7 +19,7 @@ HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64
 """Bytes in which the heap is given out."""
-INLINE_REQUESTS: Final = 40
+INLINE_REQUESTS: Final = 36
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
 CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
@@ -91,7 +91,7 @@ class BlobKind(IntEnum):
     SCRAM = 9
 
 
-APPEND_ONLY: Final = frozenset({BlobKind.OUTBOX, BlobKind.CATALOG})
+APPEND_ONLY: Final = frozenset({BlobKind.OUTBOX, BlobKind.CATALOG, BlobKind.PACKET})
 """Kinds that grow: their referrer says how many bytes count, and the head has no check."""
 
 
@@ -196,6 +196,7 @@ COPY: Final = Layout(
         pool=U32,
         doom=U32,
         canceled_server=U32,
+        extra_done=U32,
         n_requests=U16,
         pad=U16,
         request=bytes_(INLINE_REQUESTS),
@@ -270,6 +271,8 @@ SOCKET_RECORD: Final = Layout(
         n_vars=U8,
         packet_flag=U8,
         pad=bytes_(3),
+        packet_used=U32,
+        pad2=U32,
     ),
 )
 POOL_RECORD: Final = Layout(

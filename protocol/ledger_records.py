@@ -148,6 +148,7 @@ class Copy:
     pool: int
     doom: int
     canceled_server: int
+    extra_done: int
     n_requests: int
     request: bytes
 
@@ -207,6 +208,7 @@ class SocketRecord:
     auth_type: int
     replication: int
     packet_flag: PacketFlag
+    packet_used: int
     credentials: str | None
     credentials_database: str | None
     database: str | None
@@ -332,6 +334,7 @@ def _socket_record(payload: _Payload) -> SocketRecord:
         auth_type=take("auth_type"),
         replication=take("replication"),
         packet_flag=payload.enum(PacketFlag, "packet_flag"),
+        packet_used=take("packet_used"),
         credentials=payload.string(),
         credentials_database=payload.string(),
         database=payload.string(),

@@ -12,7 +12,6 @@ struct KeeperAdoptee {
 	bool lost;			/* cannot go on */
 	enum KeeperLost reason;
 	uint64_t read, written;		/* kernel's figures, from registration on */
-	uint32_t extra_done;		/* bytes of copy.extra that are out */
 	uint32_t iobuf;			/* kept, but nobody's yet */
 	PgSocket *sk;			/* once rebuilt */
 };

@@ -107,12 +107,17 @@ static bool append_client(PgSocket *client, struct KeeperCatalog *catalog, uint3
 	return true;
 }
 
+/*
+ * A statement whose text had no room is left out: the server then has one that
+ * nobody will use again, because ids never come twice.  Clients that have it
+ * are volatile.
+ */
 static bool append_server(PgSocket *server, struct KeeperCatalog *catalog)
 {
 	PgServerPreparedStatement *server_ps, *tmp;
 
 	HASH_ITER(hh, server->server_prepared_statements, server_ps, tmp) {
-		if (!append_entry(catalog, server_ps->ps, ""))
+		if (keeper_statement_blob(server_ps->ps) && !append_entry(catalog, server_ps->ps, ""))
 			return false;
 	}
 	return true;

@@ -19,7 +19,7 @@
 #define KEEPER_FORMAT_VERSION	1
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
-#define KEEPER_INLINE_REQUESTS	40
+#define KEEPER_INLINE_REQUESTS	36
 #define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
@@ -103,6 +103,7 @@ struct KeeperCopy {
 	uint32_t pool;		/* slot of the pool */
 	uint32_t doom;		/* unit of a blob: sqlstate and reason */
 	uint32_t canceled_server;	/* slot */
+	uint32_t extra_done;	/* bytes of extra already sent */
 	uint16_t n_requests;	/* inline outstanding requests, oldest first */
 	uint16_t pad;
 	uint8_t request[KEEPER_INLINE_REQUESTS];	/* action << 6 | type - 0x40 */
@@ -196,7 +197,7 @@ enum KeeperBlobKind {
 	KEEPER_BLOB_REQUESTS = 4,
 	KEEPER_BLOB_CATALOG = 5,	/* append-only: prepared statements of one socket */
 	KEEPER_BLOB_STATEMENT = 6,	/* text of a prepared statement */
-	KEEPER_BLOB_PACKET = 7,	/* packet_cb_state.pkt */
+	KEEPER_BLOB_PACKET = 7,	/* append-only: packet_cb_state.pkt, type and length first */
 	KEEPER_BLOB_DOOM = 8,
 	KEEPER_BLOB_SCRAM = 9,
 };
@@ -235,6 +236,8 @@ struct KeeperSocketRecord {
 	uint8_t n_vars;
 	uint8_t packet_flag;	/* enum PacketCallbackFlag */
 	uint8_t pad[3];
+	uint32_t packet_used;	/* bytes of packet that count */
+	uint32_t pad2;
 };
 
 /*
@@ -307,7 +310,7 @@ _Static_assert(sizeof(struct KeeperRead) == 32, "two a cache line");
 _Static_assert(offsetof(struct KeeperHeader, read) == 384, "own cache line");
 _Static_assert(sizeof(struct KeeperHeader) <= KEEPER_HEADER_SIZE, "header page");
 _Static_assert(sizeof(struct KeeperBlob) == 16, "blob head");
-_Static_assert(sizeof(struct KeeperSocketRecord) == 48, "socket record");
+_Static_assert(sizeof(struct KeeperSocketRecord) == 56, "socket record");
 _Static_assert(sizeof(struct KeeperPoolRecord) == 112, "pool record");
 _Static_assert(sizeof(struct KeeperUserRecord) == 72, "user record");
 _Static_assert(sizeof(struct KeeperGlobalRecord) == 48, "global record");

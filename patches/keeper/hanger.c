@@ -194,7 +194,7 @@ static void wanted_sizes(struct KeeperHello *hello)
 	/* IOBufs are held only while they hold bytes; beyond these a session is volatile meanwhile */
 	hello->iobufs = conns / 2 + 256;
 	/* records of some 200 bytes, prepared statements, outboxes */
-	hello->units = 24 * conns + 32 * 1024;
+	hello->units = 24 * conns + 128 * 1024;
 	hello->pkt_buf = cf_sbuf_len;
 	hello->max_client_conn = cf_max_client_conn;
 }

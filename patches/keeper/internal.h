@@ -39,13 +39,13 @@ struct KeeperLocal {
 	uint64_t closing_since;
 
 	uint32_t outbox, outbox_done, outbox_len;
-	uint32_t extra;
+	uint32_t extra, extra_done, extra_len;
 	uint32_t requests;
 	uint32_t record;
 	uint32_t doom;
 	uint32_t scram;
 	uint32_t packet;
-	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds */
+	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds, after its head */
 	struct KeeperCatalog catalog;
 
 	/* what the record was made from, to notice a change */

@@ -78,7 +78,9 @@ static bool plausible(const struct KeeperCopy *c, uint32_t slot)
 		    || c->outbox_len > keeper_blob_capacity(keeper_store_blob(&keeper_store, c->outbox)))
 			return false;
 	}
-	return blob_ok(c->extra, KEEPER_BLOB_EXTRA, &len) && blob_ok(c->requests, KEEPER_BLOB_REQUESTS, &len)
+	if (!blob_ok(c->extra, KEEPER_BLOB_EXTRA, &len) || c->extra_done > len)
+		return false;
+	return blob_ok(c->requests, KEEPER_BLOB_REQUESTS, &len)
 	       && blob_ok(c->doom, KEEPER_BLOB_DOOM, &len) && (!keeper_is_socket(c) || blob_ok(c->record, KEEPER_BLOB_RECORD, &len));
 }
 
@@ -108,18 +110,18 @@ static bool consume(struct KeeperAdoptee *source, uint64_t bytes)
 	bool extra_first = !(c->flags & KEEPER_F_QUEUE_AFTER);
 
 	if (c->extra && keeper_store_read_blob(&keeper_store, c->extra, KEEPER_BLOB_EXTRA, &len))
-		extra_left = len;
+		extra_left = len - c->extra_done;
 	if (bytes > extra_left + io_left)
 		return false;
 	part = extra_first ? extra_left : io_left;
 	if (part > bytes)
 		part = bytes;
 	if (extra_first) {
-		source->extra_done = part;
+		c->extra_done += part;
 		c->io_done += bytes - part;
 	} else {
 		c->io_done += part;
-		source->extra_done = bytes - part;
+		c->extra_done += bytes - part;
 	}
 	return true;
 }

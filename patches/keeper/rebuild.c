@@ -76,8 +76,10 @@ static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record
 	if (!record->packet)
 		return true;
 	unpack.data = keeper_store_read_blob(&keeper_store, record->packet, KEEPER_BLOB_PACKET, &unpack.len);
-	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, record->packet))
+	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, record->packet)
+	    || record->packet_used > keeper_blob_capacity(keeper_store_blob(&keeper_store, record->packet)))
 		return false;
+	unpack.len = record->packet_used;
 	keeper_unpack(&unpack, head, sizeof(head));
 	pkt->type = head[0];
 	pkt->len = head[1];
@@ -210,7 +212,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		size_t len;
 		const uint8_t *extra = keeper_store_read_blob(&keeper_store, c->extra, KEEPER_BLOB_EXTRA, &len);
 
-		if (!mbuf_write(&sk->sbuf.extra_packets, extra + a->extra_done, len - a->extra_done))
+		if (!mbuf_write(&sk->sbuf.extra_packets, extra + c->extra_done, len - c->extra_done))
 			keeper_lose(slot, KEEPER_LOST_RESOURCES);
 	}
 	if (!keeper_read_vars(&unpack, record.n_vars, &sk->vars)

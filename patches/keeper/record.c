@@ -11,9 +11,6 @@ extern struct AATree pam_user_tree;
 extern uint8_t mock_auth_nonce[32];
 extern bool mock_auth_nonce_initialized;
 
-/* a packet that is buffered whole is mirrored up to this size, in bytes */
-#define MAX_PACKET_MIRROR	(64 * 1024)
-
 /*
  * Packing.
  */
@@ -212,32 +209,37 @@ static uint32_t scram_blob(struct ScramState *scram)
 	return unit;
 }
 
+/* a packet that is being buffered whole: what has come since goes to the end of its blob */
 static void update_packet(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct CallbackState *state = &sk->packet_cb_state;
-	unsigned written = mbuf_written(&state->pkt.data);
-	struct KeeperPack pack = { NULL, 0, 0, false };
-	uint32_t head[2];
+	struct MBuf *data = &state->pkt.data;
+	unsigned written = mbuf_written(data);
+	uint32_t head[2] = { state->pkt.type, state->pkt.len };
+	uint8_t *mirror;
 
 	if (state->flag == l->packet_flag && written == l->packet_written)
 		return;
 	l->stale = true;
 	l->packet_flag = state->flag;
-	l->packet_written = written;
-	keeper_store_free_blob(&keeper_store, l->packet);
-	l->packet = 0;
-	if (!written)
-		return;
-	if (state->pkt.len > MAX_PACKET_MIRROR) {
-		/* volatile until it is done: see keeper_serialize() */
-		return;
+	if (l->packet && (written < l->packet_written || !written)) {
+		keeper_store_free_blob(&keeper_store, l->packet);
+		l->packet = 0;
+		l->packet_written = 0;
 	}
-	head[0] = state->pkt.type;
-	head[1] = state->pkt.len;
-	keeper_pack(&pack, head, sizeof(head));
-	keeper_pack(&pack, state->pkt.data.data, written);
-	l->packet = keeper_pack_blob(&pack, KEEPER_BLOB_PACKET);
-	free(pack.data);
+	if (written && !l->packet) {
+		l->packet = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_PACKET, sizeof(head) + state->pkt.len);
+		l->packet_written = 0;
+		/* no room for so large a packet: volatile until it is done */
+		if (!l->packet)
+			return;
+		memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, l->packet)), head, sizeof(head));
+	}
+	if (l->packet) {
+		mirror = keeper_blob_data(keeper_store_blob(&keeper_store, l->packet)) + sizeof(head);
+		memcpy(mirror + l->packet_written, data->data + l->packet_written, written - l->packet_written);
+	}
+	l->packet_written = written;
 }
 
 /*
@@ -304,6 +306,7 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 	record.catalog_used = l->catalog.used;
 	record.packet = l->packet;
 	record.packet_flag = l->packet_flag;
+	record.packet_used = l->packet ? 2 * sizeof(uint32_t) + l->packet_written : 0;
 	record.scram = l->scram;
 	record.cred_kind = keeper_credentials_kind(sk->login_user_credentials, credentials_db);
 	record.auth_type = sk->client_auth_type;
@@ -378,14 +381,27 @@ static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCop
 	copy->requests = l->requests;
 }
 
+/*
+ * extra_packets is mirrored once, and while it is being sent only the count of
+ * what is gone changes.  It may be filled anew at the same place and length,
+ * so compare what it holds.
+ */
 static void write_extra(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct MBuf *extra = &sk->sbuf.extra_packets;
 	unsigned left = mbuf_avail_for_read(extra);
 	uint32_t unit;
 
+	if (l->extra && left && left <= l->extra_len) {
+		const uint8_t *mirror = keeper_blob_data(keeper_store_blob(&keeper_store, l->extra));
+
+		if (memcmp(mirror + l->extra_len - left, extra->data + extra->read_pos, left) == 0) {
+			l->extra_done = l->extra_len - left;
+			return;
+		}
+	}
 	keeper_store_free_blob(&keeper_store, l->extra);
-	l->extra = 0;
+	l->extra = l->extra_len = l->extra_done = 0;
 	if (!left)
 		return;
 	unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_EXTRA, left);
@@ -396,6 +412,7 @@ static void write_extra(PgSocket *sk, struct KeeperLocal *l)
 	memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, unit)), extra->data + extra->read_pos, left);
 	keeper_store_finish_blob(&keeper_store, unit, left);
 	l->extra = unit;
+	l->extra_len = left;
 }
 
 /*
@@ -443,8 +460,7 @@ static uint32_t socket_flags(PgSocket *sk, const struct KeeperLocal *l)
 	FLAG(l->is_unix, KEEPER_F_UNIX);
 	FLAG(!is_server && sk->pool && sk->pool->db->admin, KEEPER_F_CONSOLE);
 	FLAG(l->full || l->bypass || (sk->link && !sk->link->keeper_slot)
-	     || (sk->packet_cb_state.pkt.len > MAX_PACKET_MIRROR && sk->packet_cb_state.flag != CB_NONE),
-	     KEEPER_F_VOLATILE);
+	     || (!l->packet && mbuf_written(&sk->packet_cb_state.pkt.data)), KEEPER_F_VOLATILE);
 #undef FLAG
 	return flags;
 }
@@ -485,6 +501,7 @@ static void serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperC
 	if (l->extra || mbuf_avail_for_read(&sbuf->extra_packets))
 		write_extra(sk, l);
 	copy->extra = l->extra;
+	copy->extra_done = l->extra_done;
 	if (is_server_socket(sk))
 		write_requests(sk, l, copy);
 	if (l->catalog.added || l->catalog.rewrite) {

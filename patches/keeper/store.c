@@ -10,6 +10,7 @@
 #define KEEPER_TAKEN	0xff
 #define KEEPER_KEPT	0xfe	/* only while recovering */
 #define PAGE		4096
+#define LARGE_BLOB	64	/* units: 4 kB */
 
 static size_t round_up(size_t value, size_t to)
 {
@@ -199,6 +200,9 @@ uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind ki
 	if (units > store->header->units)
 		return 0;
 	want = order_for(units);
+	/* what is large must not starve the records of other sessions */
+	if (units > LARGE_BLOB && store->free_units - (1U << want) < store->header->units / 4)
+		return 0;
 	for (order = want; order < 32 && !store->free_block[order]; order++) {
 	}
 	if (order == 32)
@@ -253,7 +257,7 @@ const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t 
 	if (blob->kind != kind || !blob->units || blob->units > store->header->units - unit + 1
 	    || blob->length > keeper_blob_capacity(blob))
 		return NULL;
-	if (kind != KEEPER_BLOB_OUTBOX && kind != KEEPER_BLOB_CATALOG
+	if (kind != KEEPER_BLOB_OUTBOX && kind != KEEPER_BLOB_CATALOG && kind != KEEPER_BLOB_PACKET
 	    && blob->check != keeper_blob_check(keeper_blob_data(blob), blob->length))
 		return NULL;
 	*length_p = blob->length;

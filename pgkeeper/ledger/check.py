@@ -197,10 +197,12 @@ class _Checker:
             yield _Claim(slot, unit, BlobKind.STATEMENT)
 
     def record_claims(self, slot: int, record: SocketRecord) -> Iterator[_Claim]:
-        for unit, kind in ((record.packet, BlobKind.PACKET), (record.scram, BlobKind.SCRAM)):
-            if unit:
-                self.view.blob(slot, unit, kind)
-                yield _Claim(slot, unit, kind)
+        if record.packet:
+            self.view.blob(slot, record.packet, BlobKind.PACKET, record.packet_used)
+            yield _Claim(slot, record.packet, BlobKind.PACKET)
+        if record.scram:
+            self.view.blob(slot, record.scram, BlobKind.SCRAM)
+            yield _Claim(slot, record.scram, BlobKind.SCRAM)
         if record.catalog:
             yield _Claim(slot, record.catalog, BlobKind.CATALOG)
 
