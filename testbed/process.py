@@ -141,7 +141,9 @@ def send(pid: int, number: signal.Signals) -> None:
         signal.pidfd_send_signal(handle, number)
         if number in (signal.SIGSTOP, signal.SIGCONT, signal.SIGHUP):
             return
-        if not select.select([handle], [], [], 10.0)[0]:
+        poll = select.poll()  # select() ends at descriptor 1023
+        poll.register(handle, select.POLLIN)
+        if not poll.poll(10_000):
             raise ProcessFailedError(str(pid), f"still runs 10 s after {number.name}")
     finally:
         os.close(handle)

@@ -140,7 +140,10 @@ class BouncerLink:
         message = decode(packet.data)
         if packet.fds_cut and not isinstance(message, Register):
             raise DescriptorsLostError("descriptors did not arrive (descriptor limit reached)")
-        if len(packet.fds) not in descriptors(message) and not packet.fds_cut:
+        expected = descriptors(message)
+        if len(packet.fds) >= expected.stop or (
+            len(packet.fds) < expected.start and not packet.fds_cut
+        ):
             raise RemoteProtocolError(
                 f"{message.TYPE.name} with {len(packet.fds)} descriptors", field="descriptors"
             )

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ADMIN_SHUTDOWN", "HOLD_TIMEOUT", "Ended", "end_sessions"]
 
-#: SQLSTATE and text (errcodes-appendix: admin_shutdown, cannot_connect_now).
-ADMIN_SHUTDOWN: Final = ("57P01", "server shutting down")
+#: SQLSTATE and text (appendix "PostgreSQL Error Codes": admin_shutdown, cannot_connect_now); the
+#: former as patches/keeper/hanger.c says it.
+ADMIN_SHUTDOWN: Final = (
+    "57P01",
+    "terminating connection: pgbouncer and pgkeeper are shut down",
+)
 HOLD_TIMEOUT: Final = ("57P03", "pgbouncer has been gone for longer than hold_timeout")
 
 _BURST: Final = 32  # sessions between two turns of the event loop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import signal
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,9 @@ from pgkeeper.bouncer.spawn import start
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger import farewell
 from pgkeeper.hanger.accounts import Accounts, lost_by_reason
+from pgkeeper.hanger.backoff import Backoff
 from pgkeeper.hanger.census import Census
+from pgkeeper.hanger.delivery import send_client, send_sockets
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.holdings import Holdings
 from pgkeeper.hanger.limits import Room
@@ -19,9 +20,9 @@ from pgkeeper.hanger.listeners import Listeners, Pause
 from pgkeeper.hanger.process import Process
 from pgkeeper.hanger.reception import Reception
 from pgkeeper.log import get_logger
-from pgkeeper.states import CrashHistory, Event, ProcessState
+from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
-from protocol.control import Adopt, Client, ReleaseAll, Sockets
+from protocol.control import Adopt, ReleaseAll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,20 +65,18 @@ class Supervisor:
         self.room = Room(ini.max_client_conn)
         self.listeners = Listeners(loop, self._client, self._has_room)
         self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
-        self.crashes = CrashHistory()
+        self.crashes = Backoff(loop, self.arrange)
         self.changing = False
         """A handoff decides who is activated; nobody else does."""
         self.returned = asyncio.Event()
         """A pgbouncer that served without a hanger has come back."""
         self._loop = loop
         self._on_end = on_end
-        self._standby_crashes = CrashHistory()
+        self._standby_crashes = Backoff(loop, self.arrange)
         self._open = False
         self._stopping = False
         self._ending: asyncio.Task[None] | None = None
         self._hold: asyncio.TimerHandle | None = None
-        self._restart: asyncio.TimerHandle | None = None
-        self._restart_standby: asyncio.TimerHandle | None = None
 
     # who serves
 
@@ -97,7 +96,7 @@ class Supervisor:
         owner = self.census.owner
         if owner is None:
             successor = self.census.successor
-            if self._restart is not None:
+            if self.crashes.waiting:
                 return  # the last ones died at once
             if successor is not None:
                 self.activate(successor)
@@ -113,7 +112,7 @@ class Supervisor:
             and owner.state is ProcessState.ACTIVE
             and self.census.successor is None
             and self.census.starting is None
-            and self._restart_standby is None
+            and not self._standby_crashes.waiting
         )
 
     def spawn(self, launch: Launch, *, reserved: bool = False) -> Process | None:
@@ -122,8 +121,10 @@ class Supervisor:
             child = start(launch)
         except PgkeeperError as error:
             log.error(HangerEvent.BOUNCER_START_FAILED, reason=error.message)
-            if not reserved:
-                self._start_failed(0.0)
+            if self.census.owner is None:
+                self._start_failed(None)
+            elif not reserved:
+                self._standby_crashes.not_started()
             return None
         process = Process(self._loop, child.pid, child.pidfd, self.died, launch=launch, child=child)
         process.reserved = reserved
@@ -148,18 +149,12 @@ class Supervisor:
             incarnation=process.incarnation,
             held=len(self.holdings.vault),
         )
-        vault = self.holdings.vault
-
-        def sockets(tokens: tuple[int, ...]) -> tuple[Message, tuple[int, ...]]:
-            held, fds = vault.pick(tokens)
-            return Sockets(held), fds
 
         def adopt() -> tuple[Message, tuple[int, ...]]:
             down = self.accounts.vacancy(self._loop.time())
             return Adopt(process.incarnation, int(down * 1e6)), ()
 
-        for tokens in vault.batches():
-            link.send_later(functools.partial(sockets, tokens))
+        send_sockets(link, self.holdings.vault)
         link.send_later(adopt)
 
     # what the reception tells
@@ -255,9 +250,9 @@ class Supervisor:
             self._vacated(process)
         if not (process.dismissed or process.said_farewell or process.reserved):
             if owner or self.census.owner is None:
-                self._start_failed(process.lifetime, crashed=process.crashed)
+                self._start_failed(process)
             else:
-                self._standby_failed(process.lifetime)
+                self._standby_crashes.died(process)
         if process.said_farewell and self.settings.supervise and not self._stopping:
             self._on_end()
             return
@@ -277,32 +272,16 @@ class Supervisor:
             notify(f"STATUS=no pgbouncer serves, {len(self.holdings.vault)} sockets held")
         self._start_hold()
 
-    def _start_failed(self, lifetime: float, *, crashed: bool = True) -> None:
-        """Count a death of the one that serves or was to serve, and wait before the next start."""
+    def _start_failed(self, process: Process | None) -> None:
+        """The one that served or was to serve is dead, or could not be started (None)."""
         looping = self.crashes.looping
-        delay = self.crashes.died(lifetime, crashed=crashed)
+        if process is None:
+            self.crashes.not_started()
+        else:
+            self.crashes.died(process)
         if self.crashes.looping and not looping:
             log.error(HangerEvent.CRASH_LOOP, deaths=self.crashes.short_lives)
             notify("STATUS=pgbouncer crashes again and again, sessions are held")
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-        if delay:
-            self._restart = self._loop.call_later(delay, self._restart_now)
-
-    def _restart_now(self) -> None:
-        self._restart = None
-        self.arrange()
-
-    def _standby_failed(self, lifetime: float) -> None:
-        """A standby must not be started in a tight loop either."""
-        delay = self._standby_crashes.died(lifetime, crashed=True)
-        if delay and self._restart_standby is None:
-            self._restart_standby = self._loop.call_later(delay, self._restart_standby_now)
-
-    def _restart_standby_now(self) -> None:
-        self._restart_standby = None
-        self.arrange()
 
     def _start_hold(self) -> None:
         self._stop_hold()
@@ -373,12 +352,7 @@ class Supervisor:
         owner = self.census.owner
         if owner is None or owner.link is None or owner.state not in _TAKES_CLIENTS:
             return
-
-        def build() -> tuple[Message, tuple[int, ...]] | None:
-            sockets, fds = self.holdings.vault.pick((held.token,))
-            return (Client(sockets[0]), fds) if sockets else None
-
-        owner.link.send_later(build)
+        send_client(owner.link, self.holdings.vault, held.token)
 
     # operator's wishes
 
@@ -436,9 +410,8 @@ class Supervisor:
         self._stopping = True
         self.listeners.pause(Pause.STOPPING)
         self._stop_hold()
-        for timer in (self._restart, self._restart_standby):
-            if timer is not None:
-                timer.cancel()
+        self.crashes.cancel()
+        self._standby_crashes.cancel()
         if self._ending is not None:
             await asyncio.wait([self._ending])
         leave_owner = leave_owner and self.census.owner is not None

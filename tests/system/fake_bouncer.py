@@ -303,6 +303,13 @@ class FakeBouncer:
         self.register([(token, pair[0].fileno(), True) for token, pair in made])
         return str(len(self.servers))
 
+    def command_last(self, session: Session, count: str) -> str:
+        """Have servers held, a message for each, and die before anybody has heard of them."""
+        for _ in range(int(count)):
+            self.command_servers(session, "1")
+        os.kill(os.getpid(), signal.SIGKILL)
+        return ""
+
     def command_release(self, session: Session) -> str:
         """Close all servers."""
         tokens = list(self.servers)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgkeeper.control.client import ControlClient, NoHangerError
 from pgkeeper.states import ServiceState
+from testbed.waiting import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,12 +34,6 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = SECONDS
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.005)
     return value
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def alive(pid: int) -> bool:
@@ -246,6 +241,17 @@ class ScriptedHanger:
         """How many the hanger has."""
         assert self.process is not None
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def idle_descriptors(self) -> int:
+        """How many it has once those of the last requests are closed."""
+        seen: list[int] = []
+
+        def settled() -> bool:
+            seen.append(self.descriptors())
+            return len(seen) >= 20 and len(set(seen[-20:])) == 1
+
+        wait_until(settled, "a steady number of descriptors")
+        return seen[-1]
 
     def bouncer_pids(self) -> list[int]:
         """Scripted pgbouncers of this hanger that are alive."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import resource
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from pgkeeper.hanger.service import Service
 from pgkeeper.hanger.settings import Patience, Settings
 from pgkeeper.states import ServiceState
 from tests.system.scripted import ScriptedHanger, alive, wait_until
+from tests.unit.hanger.until import until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -95,6 +97,19 @@ def test_more_sockets_than_one_message_takes(hanger: ScriptedHanger) -> None:
     assert (status.sessions.clients_held, status.sessions.servers_held) == (130, 150)
     assert clients[0].ask("release") == "released"
     wait_until(lambda: hanger.status().sessions.servers_held == 0, "servers released")
+
+
+def test_what_a_pgbouncer_said_last_counts(hanger: ScriptedHanger) -> None:
+    """More messages than are read in one go wait when the news of its death arrives."""
+    hanger.start()
+    client = hanger.client()
+    pid = client.who().pid
+    assert hanger.process is not None
+    hanger.process.send_signal(signal.SIGSTOP)
+    client.say("last 100")
+    wait_until(lambda: not alive(pid), "died")
+    hanger.process.send_signal(signal.SIGCONT)
+    assert hanger.wait_active(2).sessions.servers_held == 100
 
 
 def test_a_storm_of_clients_and_kills(hanger: ScriptedHanger) -> None:
@@ -185,7 +200,7 @@ def test_no_descriptor_is_left_behind(hanger: ScriptedHanger) -> None:
     hanger.write_ini(max_client_conn=300)
     hanger.start()
     pid = hanger.status().pgbouncer.pid
-    idle = hanger.descriptors()
+    idle = hanger.idle_descriptors()
     for _ in range(3):
         clients = [hanger.client() for _ in range(70)]
         clients[0].ask("servers 70")
@@ -197,7 +212,7 @@ def test_no_descriptor_is_left_behind(hanger: ScriptedHanger) -> None:
         for client in clients:
             client.close()
         wait_until(lambda: hanger.status().sessions.clients_held == 0, "clients released")
-        wait_until(lambda: hanger.descriptors() == idle, f"{hanger.descriptors()} not {idle}")
+        assert hanger.idle_descriptors() == idle
     assert hanger.status().pgbouncer.pid != pid
 
 
@@ -258,6 +273,19 @@ def test_crash_loop_and_the_way_out(hanger: ScriptedHanger) -> None:
     assert hanger.wait_active().pgbouncer.state is ServiceState.ACTIVE
 
 
+def test_a_standby_that_cannot_start_disturbs_nobody(hanger: ScriptedHanger) -> None:
+    hanger.start("--standby")
+    client = hanger.client()
+    standby = wait_until(lambda: hanger.status().pgbouncer.standby_pid, "standby")
+    hanger.bouncer.rename(f"{hanger.bouncer}.away")
+    os.kill(standby, signal.SIGKILL)
+    hanger.wait_logged("bouncer-start-failed", times=3)
+    assert client.who().incarnation == 1
+    Path(f"{hanger.bouncer}.away").rename(hanger.bouncer)
+    wait_until(lambda: hanger.status().pgbouncer.standby_pid, "another standby")
+    assert hanger.status().pgbouncer.state is ServiceState.ACTIVE
+
+
 def test_a_start_that_fails_again_and_again_backs_off(hanger: ScriptedHanger) -> None:
     hanger.script(exit=3)
     started = time.monotonic()
@@ -267,6 +295,18 @@ def test_a_start_that_fails_again_and_again_backs_off(hanger: ScriptedHanger) ->
     assert time.monotonic() - started > 0.7
     assert hanger.status().pgbouncer.incarnation == 0
     assert "exit status 3" in hanger.logged()
+
+
+def test_a_binary_that_is_gone_for_a_while(hanger: ScriptedHanger) -> None:
+    hanger.start()
+    client = hanger.client()
+    pid = client.who().pid
+    hanger.bouncer.rename(f"{hanger.bouncer}.away")
+    os.kill(pid, signal.SIGKILL)
+    hanger.wait_logged("bouncer-start-failed", times=3)
+    client.say("wait")
+    Path(f"{hanger.bouncer}.away").rename(hanger.bouncer)
+    assert client.hear() == "echo wait"
 
 
 def test_an_unpatched_pgbouncer_is_named(hanger: ScriptedHanger) -> None:
@@ -428,7 +468,7 @@ def test_hold_timeout(hanger: ScriptedHanger) -> None:
     client = hanger.client()
     pid = client.who().pid
     client.ask("servers 3")
-    idle = hanger.descriptors()
+    idle = hanger.idle_descriptors()
     hanger.script(exit=1)
     os.kill(pid, signal.SIGKILL)
     text = b"pgbouncer has been gone for longer than hold_timeout"
@@ -442,7 +482,7 @@ def test_hold_timeout(hanger: ScriptedHanger) -> None:
     hanger.script()
     assert client.hear() == "echo later"
     assert "generation=2" in hanger.logged()
-    wait_until(lambda: hanger.descriptors() < idle, "servers and the first client closed")
+    assert hanger.idle_descriptors() < idle
 
 
 # in the way
@@ -626,6 +666,7 @@ def test_sighup_reaches_pgbouncer_and_renews_the_standby(hanger: ScriptedHanger)
 async def run_impatient(
     hanger: ScriptedHanger, patience: Patience, act: Callable[[Service], Awaitable[None]]
 ) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     loop = asyncio.get_running_loop()
     launch = Launch(hanger.bouncer, hanger.ini, hanger.socket)
     settings = Settings(patience=patience)
@@ -636,12 +677,7 @@ async def run_impatient(
         await act(service)
     finally:
         await service.close()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.01)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)  # the hanger raises its own
 
 
 @pytest.mark.parametrize(
@@ -663,6 +699,7 @@ def test_a_pgbouncer_that_takes_too_long_is_killed(
 
     async def act(service: Service) -> None:
         await until(lambda: service.supervisor.crashes.short_lives == 1)
+        service.supervisor.settings = Settings()  # the next one may take its time
         hanger.script()
         await until(lambda: service.status().pgbouncer.state is ServiceState.ACTIVE)
 

@@ -1,0 +1,40 @@
+"""Sending sockets to a pgbouncer: all that are held, or one new client.
+
+Each message is made when its turn comes, of what is held then: a socket that was closed while it
+waited in the queue is left out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from protocol.control import Client, Sockets
+
+if TYPE_CHECKING:
+    from pgkeeper.hanger.bouncer_link import BouncerLink
+    from pgkeeper.hanger.vault import Vault
+    from protocol.control import Message
+
+__all__ = ["send_client", "send_sockets"]
+
+
+def send_sockets(link: BouncerLink, vault: Vault) -> None:
+    """Send everything that is held now, in messages of as many as one may carry."""
+    for tokens in vault.batches():
+        link.send_later(functools.partial(_sockets, vault, tokens))
+
+
+def send_client(link: BouncerLink, vault: Vault, token: int) -> None:
+    """Send a client that was accepted."""
+    link.send_later(functools.partial(_client, vault, token))
+
+
+def _sockets(vault: Vault, tokens: tuple[int, ...]) -> tuple[Message, tuple[int, ...]] | None:
+    held, fds = vault.pick(tokens)
+    return (Sockets(held), fds) if held else None
+
+
+def _client(vault: Vault, token: int) -> tuple[Message, tuple[int, ...]] | None:
+    held, fds = vault.pick((token,))
+    return (Client(held[0]), fds) if held else None
