@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from protocol.ledger_layouts import CATALOG_ENTRY, CHECK_FACTOR, COPY, MAGIC
+from protocol.ledger_layouts import CATALOG_ENTRY, COPY, MAGIC
 
 if TYPE_CHECKING:
     from protocol.layout import Buffer
@@ -19,7 +19,8 @@ _FNV_OFFSET: Final = 0xCBF29CE484222325
 _FNV_PRIME: Final = 0x100000001B3
 
 _WORDS: Final = struct.Struct(f"={COPY.field('check').offset // 8}Q")
-_FACTORS: Final = tuple((i, CHECK_FACTOR + 2 * i) for i in range(COPY.field("check").offset // 8))
+_DISTANCES: Final = tuple(2 * i + 1 for i in range(COPY.field("check").offset // 8))
+"""How far `keeper_check()` rotates each word to the left."""
 _ENTRY_CHECK: Final = CATALOG_ENTRY.field("check")
 
 
@@ -34,8 +35,8 @@ def fnv1a64(data: Buffer) -> int:
 def copy_check(copy: Buffer) -> int:
     """`keeper_check()` of the bytes of a KeeperCopy: what its last field, `check`, must be."""
     words: tuple[int, ...] = _WORDS.unpack_from(copy)
-    pairs = zip(words, _FACTORS, strict=True)
-    return (MAGIC + sum((word + i) * factor for word, (i, factor) in pairs)) & _MASK64
+    pairs = zip(words, _DISTANCES, strict=True)
+    return (MAGIC + sum(word << by | word >> (64 - by) for word, by in pairs)) & _MASK64
 
 
 def blob_check(payload: Buffer) -> int:

@@ -22,7 +22,6 @@ UNIT: Final = 64
 INLINE_REQUESTS: Final = 36
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
-CHECK_FACTOR: Final = 0x9E3779B97F4A7C15
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
 IOBUF_HEAD: Final = 12

@@ -318,22 +318,24 @@ _Static_assert(sizeof(struct KeeperCatalogEntry) == 16, "catalog entry");
 _Static_assert(sizeof(struct KeeperRequest) == 24, "request");
 
 /*
- * Checksums.  Of a copy: independent multiplications, so that a commit costs
- * nanoseconds; each word has its own odd factor, so that words cannot change
- * places unnoticed.
+ * Checksums.  Of a copy: a sum of words, each rotated by a distance of its own,
+ * so that words cannot change places unnoticed; independent of each other, so
+ * that a commit costs nanoseconds.
  */
-#define KEEPER_CHECK_FACTOR	0x9e3779b97f4a7c15ULL
-
 static inline uint64_t keeper_check(const struct KeeperCopy *copy)
 {
 	const uint64_t *word = (const uint64_t *)copy;
 	uint64_t sum = KEEPER_MAGIC;
-	unsigned i;
 
-	for (i = 0; i < offsetof(struct KeeperCopy, check) / sizeof(*word); i++)
-		sum += (word[i] + i) * (KEEPER_CHECK_FACTOR + 2 * i);
+#define KEEPER_ROTATED(i)	(word[i] << (2 * (i) + 1) | word[i] >> (63 - 2 * (i)))
+#define KEEPER_FOUR(i)		(KEEPER_ROTATED(i) + KEEPER_ROTATED(i + 1) + KEEPER_ROTATED(i + 2) + KEEPER_ROTATED(i + 3))
+	sum += KEEPER_FOUR(0) + KEEPER_FOUR(4) + KEEPER_FOUR(8) + KEEPER_FOUR(12) + KEEPER_FOUR(16);
+	sum += KEEPER_ROTATED(20) + KEEPER_ROTATED(21) + KEEPER_ROTATED(22);
+#undef KEEPER_FOUR
+#undef KEEPER_ROTATED
 	return sum;
 }
+_Static_assert(offsetof(struct KeeperCopy, check) == 23 * sizeof(uint64_t), "words that keeper_check() adds up");
 
 /* of a blob's payload: FNV-1a, folded, never 0 */
 static inline uint32_t keeper_blob_check(const void *data, size_t length)

@@ -342,7 +342,8 @@ static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCop
 	bool simple = true;
 	unsigned n = 0;
 
-	keeper_store_free_blob(&keeper_store, l->requests);
+	if (l->requests)
+		keeper_store_free_blob(&keeper_store, l->requests);
 	l->requests = 0;
 	statlist_for_each(el, &sk->outstanding_requests) {
 		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
@@ -358,7 +359,6 @@ static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCop
 		return;
 	}
 
-	memset(copy->request, 0, sizeof(copy->request));
 	pack.len = 0;
 	statlist_for_each(el, &sk->outstanding_requests) {
 		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
@@ -497,11 +497,15 @@ static void serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperC
 		copy->io = keeper_store_iobuf_of(&keeper_store, io);
 		copy->io_done = copy->io_parse = copy->io_recv = io->recv_pos;
 		l->full |= !copy->io;
+	} else {
+		copy->io = copy->io_done = copy->io_parse = copy->io_recv = 0;
 	}
 	if (l->extra || mbuf_avail_for_read(&sbuf->extra_packets))
 		write_extra(sk, l);
 	copy->extra = l->extra;
 	copy->extra_done = l->extra_done;
+	copy->requests = 0;
+	copy->n_requests = 0;
 	if (is_server_socket(sk))
 		write_requests(sk, l, copy);
 	if (l->catalog.added || l->catalog.rewrite) {
@@ -647,7 +651,9 @@ void keeper_serialize(unsigned slot, struct KeeperCopy *copy)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 
-	memset(&copy->token, 0, sizeof(*copy) - offsetof(struct KeeperCopy, token));
+	/* a socket's copy is filled in whole */
+	if (l->kind != KEEPER_CLIENT && l->kind != KEEPER_SERVER)
+		memset(&copy->token, 0, sizeof(*copy) - offsetof(struct KeeperCopy, token));
 	copy->kind = l->kind;
 	copy->token = l->token;
 	copy->rx = l->rx;

@@ -76,7 +76,6 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 {
 	struct KeeperHeader *h = base;
 	const char *wrong = check_header(h, size);
-	uint32_t i;
 
 	if (wrong)
 		return wrong;
@@ -105,8 +104,7 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 		keeper_store_detach(store);
 		return "no memory for the ledger's lists";
 	}
-	for (i = 0; i < h->units + 2; i++)
-		store->order[i] = KEEPER_TAKEN;
+	memset(store->order, KEEPER_TAKEN, h->units + 2);
 	return NULL;
 }
 

@@ -32,7 +32,6 @@ DEFINES = {
     "KEEPER_UNIT": ledger.UNIT,
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
     "KEEPER_READS": ledger_layouts.READS,
-    "KEEPER_CHECK_FACTOR": ledger_layouts.CHECK_FACTOR,
 }
 
 
