@@ -330,7 +330,6 @@ bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number)
 bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit)
 {
 	const struct KeeperBlob *blob;
-	uint32_t i;
 
 	if (!unit || unit > store->header->units)
 		return false;
@@ -339,20 +338,15 @@ bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit)
 	if (!blob->units || (blob->units & (blob->units - 1)) || ((unit - 1) & (blob->units - 1))
 	    || blob->units > store->header->units - unit + 1)
 		return false;
-	/* while recovering, next[] marks kept units */
-	for (i = 0; i < blob->units; i++) {
-		if (store->next[unit + i])
-			return false;
-	}
-	for (i = 0; i < blob->units; i++)
-		store->next[unit + i] = 1;
+	if (memchr(store->order + unit, KEEPER_KEPT, blob->units))
+		return false;
+	memset(store->order + unit, KEEPER_KEPT, blob->units);
 	return true;
 }
 
 void keeper_store_recovered(struct KeeperStore *store)
 {
-	uint32_t i;
-	uint8_t *kept = store->order;
+	uint32_t i, end;
 
 	/* lowest numbers on top: few pages are touched while little is stored */
 	for (i = store->header->slots; i >= 1; i--) {
@@ -366,18 +360,13 @@ void keeper_store_recovered(struct KeeperStore *store)
 			store->free_iobuf[store->n_free_iobuf++] = i;
 		store->freed_iobuf[i - 1] = 0;
 	}
-	/* push_block() reuses next[]: remember the kept units in order[] first */
-	for (i = 1; i <= store->header->units; i++)
-		kept[i] = store->next[i] ? KEEPER_KEPT : KEEPER_TAKEN;
-	for (i = 1; i <= store->header->units; i++) {
-		uint32_t end = i;
+	for (i = 1; i <= store->header->units; i = end) {
+		const uint8_t *kept = memchr(store->order + i, KEEPER_KEPT, store->header->units + 1 - i);
 
-		while (end <= store->header->units && kept[end] == KEEPER_TAKEN)
-			end++;
+		end = kept ? kept - store->order : store->header->units + 1;
 		release_run(store, i, end);
-		for (; end <= store->header->units && kept[end] == KEEPER_KEPT; end++)
-			kept[end] = KEEPER_TAKEN;
-		i = end - 1;
+		for (; end <= store->header->units && store->order[end] == KEEPER_KEPT; end++)
+			store->order[end] = KEEPER_TAKEN;
 	}
 }
 
