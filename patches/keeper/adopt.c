@@ -230,7 +230,7 @@ static void sort_out_unnamed(struct KeeperHeld *held, unsigned n_held, uint64_t 
 		} else {
 			shutdown(held[i].fd, SHUT_RDWR);
 			safe_close(held[i].fd);
-			keeper_hanger_release(&held[i].token, 1);
+			keeper_hanger_release(&held[i].token, 1, true);
 		}
 	}
 }

@@ -1,13 +1,215 @@
 /*
- * pgkeeper - adoption: users, pools and what else is no socket.
+ * pgkeeper - users, pools and what else is no socket: written down, and read
+ * back at adoption.
  */
 #include "bouncer.h"
+
+#include <usual/err.h>
 
 #include "keeper/internal.h"
 #include "keeper/adopt.h"
 
 extern uint8_t mock_auth_nonce[32];
 extern bool mock_auth_nonce_initialized;
+
+/* what makes a server connection obsolete when it changes: see parse_database() */
+static char *fingerprint_of(PgDatabase *db, char *buf, size_t size)
+{
+	snprintf(buf, size, "%s\n%d\n%s\n%s\n%s\n%s\n%s\n%d",
+		 db->host ? db->host : "", db->port, db->dbname ? db->dbname : "",
+		 db->forced_user_credentials ? db->forced_user_credentials->name : "",
+		 db->connect_query ? db->connect_query : "",
+		 db->auth_dbname ? db->auth_dbname : "", db->auth_query ? db->auth_query : "",
+		 (int)db->load_balance_hosts);
+	return buf;
+}
+
+/*
+ * Writing.
+ */
+
+_Static_assert(sizeof(((struct KeeperPoolRecord *)0)->stats) == sizeof(PgStats), "PgStats has changed");
+
+void keeper_write_pool(PgPool *pool, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	struct KeeperPoolRecord record;
+	static struct KeeperPack pack;
+	char fingerprint[4096];
+	PgDatabase *db = pool->db;
+
+	memset(&record, 0, sizeof(record));
+	record.peer_id = db->peer_id;
+	record.cred_kind = keeper_credentials_kind(pool->user_credentials, db);
+	record.welcome_ready = pool->welcome_msg_ready;
+	record.db_paused = db->db_paused;
+	record.db_disabled = db->db_disabled;
+	record.n_vars = get_num_var_cached();
+	record.last_lifetime_disconnect = pool->last_lifetime_disconnect;
+	memcpy(record.stats, &pool->stats, sizeof(record.stats));
+
+	pack.len = 0;
+	keeper_pack(&pack, &record, sizeof(record));
+	keeper_pack_string(&pack, db->name);
+	keeper_pack_string(&pack, pool->user_credentials ? pool->user_credentials->name : NULL);
+	keeper_pack_string(&pack, db->name);
+	keeper_pack_string(&pack, fingerprint_of(db, fingerprint, sizeof(fingerprint)));
+	keeper_pack_vars(&pack, pool->orig_vars.var_list);
+	if (pool->welcome_msg_ready)
+		keeper_pack_bytes(&pack, pool->welcome_msg->buf, pool->welcome_msg->write_pos);
+	else
+		keeper_pack_bytes(&pack, NULL, 0);
+	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
+	copy->record = l->record;
+}
+
+void keeper_write_credentials(PgCredentials *credentials, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	struct KeeperUserRecord record;
+	static struct KeeperPack pack;
+	enum KeeperCredentials kind = keeper_credentials_kind(credentials, l->user_db);
+
+	memset(&record, 0, sizeof(record));
+	record.cred_kind = kind;
+	record.has_scram_keys = credentials->has_scram_keys;
+	memcpy(record.client_key, credentials->scram_ClientKey, sizeof(record.client_key));
+	memcpy(record.server_key, credentials->scram_ServerKey, sizeof(record.server_key));
+	pack.len = 0;
+	keeper_pack(&pack, &record, sizeof(record));
+	keeper_pack_string(&pack, credentials->name);
+	keeper_pack_string(&pack, l->user_db ? l->user_db->name : NULL);
+	/* others come from the configuration, where they may have changed */
+	keeper_pack_string(&pack, kind == KEEPER_CRED_DYNAMIC || kind == KEEPER_CRED_PAM ? credentials->passwd : NULL);
+	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
+	copy->record = l->record;
+}
+
+/*
+ * Console SETs in force: a successor starts from the ini, which knows nothing
+ * of them.
+ */
+static struct Setting {
+	struct Setting *next;
+	char *key, *value;
+} *settings;
+
+void keeper_setting(const char *key, const char *value)
+{
+	struct Setting *setting;
+
+	if (!keeper_on)
+		return;
+	for (setting = settings; setting; setting = setting->next) {
+		if (strcasecmp(setting->key, key) == 0)
+			break;
+	}
+	if (!setting) {
+		setting = calloc(1, sizeof(*setting));
+		if (!setting)
+			return;
+		setting->key = xstrdup(key);
+		setting->next = settings;
+		settings = setting;
+	}
+	free(setting->value);
+	setting->value = xstrdup(value);
+	keeper_mark_global();
+}
+
+void keeper_settings_reloaded(void)
+{
+	while (settings) {
+		struct Setting *setting = settings;
+
+		settings = setting->next;
+		free(setting->key);
+		free(setting->value);
+		free(setting);
+	}
+	keeper_mark_global();
+}
+
+void keeper_write_global(struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	struct KeeperGlobalRecord record;
+	static struct KeeperPack pack;
+	struct Setting *setting;
+	int i;
+
+	memset(&record, 0, sizeof(record));
+	for (setting = settings; setting; setting = setting->next)
+		record.n_settings++;
+	memcpy(record.mock_nonce, mock_auth_nonce, sizeof(record.mock_nonce));
+	record.mock_nonce_set = mock_auth_nonce_initialized;
+	record.pause_mode = cf_pause_mode;
+	record.shutdown = cf_shutdown;
+	record.peer_id = cf_peer_id;
+	record.n_vars = get_num_var_cached();
+	pack.len = 0;
+	keeper_pack(&pack, &record, sizeof(record));
+	for (i = 0; i < get_num_var_cached(); i++)
+		keeper_pack_string(&pack, varcache_name(i));
+	for (setting = settings; setting; setting = setting->next) {
+		keeper_pack_string(&pack, setting->key);
+		keeper_pack_string(&pack, setting->value);
+	}
+	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
+	copy->record = l->record;
+}
+
+/*
+ * Marks for what is no socket.
+ */
+
+void keeper_mark_pool(PgPool *pool)
+{
+	if (keeper_on && pool->keeper_slot)
+		keeper_store_mark(&keeper_store, pool->keeper_slot);
+}
+
+void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db)
+{
+	if (!keeper_on || !credentials || !keeper_store.header)
+		return;
+	if (!credentials->keeper_slot) {
+		credentials->keeper_slot = keeper_new_slot(credentials, KEEPER_USER);
+		if (!credentials->keeper_slot)
+			return;
+		keeper_local[credentials->keeper_slot].user_db = db;
+	}
+	keeper_store_mark(&keeper_store, credentials->keeper_slot);
+}
+
+void keeper_mark_global(void)
+{
+	uint32_t slot;
+
+	if (!keeper_on || !keeper_store.header)
+		return;
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		if (keeper_local[slot].kind == KEEPER_GLOBAL) {
+			keeper_store_mark(&keeper_store, slot);
+			return;
+		}
+	}
+	keeper_new_slot(NULL, KEEPER_GLOBAL);
+}
+
+void keeper_mark_pools(void)
+{
+	struct List *item;
+
+	statlist_for_each(item, &pool_list) {
+		keeper_mark_pool(container_of(item, PgPool, head));
+	}
+}
+
+void keeper_mark_operator(void)
+{
+	if (!keeper_on)
+		return;
+	keeper_mark_global();
+	keeper_mark_pools();
+}
 
 /*
  * Reading records.  Each returns false where the record is damaged or speaks
@@ -176,7 +378,7 @@ static PgPool *read_pool(const struct KeeperCopy *copy, bool *changed_p)
 		return NULL;
 
 	recorded = keeper_unpack_strdup(&unpack);
-	*changed_p = !recorded || strcmp(recorded, keeper_fingerprint(db, fingerprint, sizeof(fingerprint))) != 0;
+	*changed_p = !recorded || strcmp(recorded, fingerprint_of(db, fingerprint, sizeof(fingerprint))) != 0;
 	free(recorded);
 	if (!keeper_read_vars(&unpack, record.n_vars, &pool->orig_vars))
 		return NULL;

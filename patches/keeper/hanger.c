@@ -9,9 +9,7 @@
 #include "bouncer.h"
 
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <poll.h>
 
 #include <usual/err.h>
@@ -20,6 +18,7 @@
 #include <usual/time.h>
 
 #include "keeper/internal.h"
+#include "keeper/link.h"
 #include "keeper/signature.h"
 
 /* a hanger that is not there (yet): how long a start waits, seconds */
@@ -38,7 +37,6 @@ enum LinkState {
 };
 
 static enum LinkState state = LINK_DOWN;
-static int control_fd = -1;
 static int ledger_fd = -1;
 static bool adopted;
 static bool frozen;
@@ -63,126 +61,8 @@ bool keeper_hanger_connected(void)
 }
 
 /*
- * Messages.
- */
-
-static bool send_message(enum KeeperMessageType type, const void *body, size_t len, const int *fds, unsigned n_fds)
-{
-	struct KeeperMessage head = { KEEPER_CONTROL_MAGIC, KEEPER_CONTROL_VERSION, type };
-	struct iovec iov[2] = { { &head, sizeof(head) }, { (void *)body, len } };
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(KEEPER_BATCH * sizeof(int))];
-	} control;
-	struct msghdr msg;
-	ssize_t res;
-
-	if (control_fd < 0)
-		return false;
-	memset(&msg, 0, sizeof(msg));
-	msg.msg_iov = iov;
-	msg.msg_iovlen = 2;
-	if (n_fds) {
-		struct cmsghdr *cmsg = &control.align;
-
-		memset(&control, 0, sizeof(control));
-		msg.msg_control = control.space;
-		msg.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(cmsg), fds, n_fds * sizeof(int));
-	}
-	do {
-		res = sendmsg(control_fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-	} while (res < 0 && errno == EINTR);
-	return res >= 0;
-}
-
-/* as send_message(), for the few that come in such numbers that the queue may fill */
-static bool send_patiently(enum KeeperMessageType type, const void *body, size_t len, const int *fds, unsigned n_fds)
-{
-	int tries;
-
-	for (tries = 0; tries < 500; tries++) {
-		struct pollfd p = { control_fd, POLLOUT, 0 };
-
-		if (send_message(type, body, len, fds, n_fds))
-			return true;
-		/* ETOOMANYREFS: too many descriptors in flight until the hanger reads */
-		if (errno != EAGAIN && errno != ETOOMANYREFS && errno != ENOBUFS)
-			return false;
-		if (errno == EAGAIN)
-			poll(&p, 1, 10);
-		else
-			usleep(1000);
-	}
-	return false;
-}
-
-static size_t sockets_size(unsigned count)
-{
-	return offsetof(struct KeeperSockets, socket) + count * sizeof(((struct KeeperSockets *)0)->socket[0]);
-}
-
-bool keeper_hanger_register(uint64_t token, int fd, bool is_unix)
-{
-	struct KeeperSockets sockets;
-
-	memset(&sockets, 0, sizeof(sockets));
-	sockets.count = 1;
-	sockets.socket[0].token = token;
-	sockets.socket[0].unix_socket = is_unix;
-	return send_message(KEEPER_MSG_REGISTER, &sockets, sockets_size(1), &fd, 1);
-}
-
-bool keeper_hanger_release(const uint64_t *tokens, unsigned count)
-{
-	struct KeeperTokens message;
-
-	memset(&message, 0, sizeof(message));
-	message.count = count;
-	memcpy(message.token, tokens, count * sizeof(*tokens));
-	return send_message(KEEPER_MSG_RELEASE, &message,
-			    offsetof(struct KeeperTokens, token) + count * sizeof(*tokens), NULL, 0);
-}
-
-bool keeper_hanger_unheld(uint64_t token, enum KeeperUnheldReason reason, bool is_server)
-{
-	struct KeeperUnheld message = { token, reason, is_server };
-
-	return send_message(KEEPER_MSG_UNHELD, &message, sizeof(message), NULL, 0);
-}
-
-/*
  * Connecting.
  */
-
-static int connect_hanger(void)
-{
-	struct sockaddr_un un;
-	int fd, size = 1 << 20;
-
-	memset(&un, 0, sizeof(un));
-	un.sun_family = AF_UNIX;
-	if (strlen(cf_keeper_socket) >= sizeof(un.sun_path)) {
-		errno = ENAMETOOLONG;
-		return -1;
-	}
-	strcpy(un.sun_path, cf_keeper_socket);
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return -1;
-	if (connect(fd, (struct sockaddr *)&un, sizeof(un)) < 0) {
-		int saved = errno;
-
-		close(fd);
-		errno = saved;
-		return -1;
-	}
-	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
-	return fd;
-}
 
 /* how large a ledger this configuration wants */
 static void wanted_sizes(struct KeeperHello *hello)
@@ -212,17 +92,17 @@ static bool send_hello(enum KeeperRole role)
 	wanted_sizes(&hello);
 	strlcpy(hello.pgbouncer_version, PACKAGE_VERSION, sizeof(hello.pgbouncer_version));
 	if (role == KEEPER_ROLE_SUCCESSOR)
-		return send_message(KEEPER_MSG_HELLO, &hello, sizeof(hello), NULL, 0);
+		return keeper_link_send(KEEPER_MSG_HELLO, &hello, sizeof(hello), NULL, 0);
 	hello.incarnation = keeper_store.incarnation;
 	hello.last_token = keeper_store.watermark;
 	for (slot = 1; slot <= keeper_store.header->slots; slot++)
 		hello.sockets += keeper_local[slot].fd >= 0 && keeper_local[slot].token != 0;
-	return send_message(KEEPER_MSG_HELLO, &hello, sizeof(hello), &ledger_fd, 1);
+	return keeper_link_send(KEEPER_MSG_HELLO, &hello, sizeof(hello), &ledger_fd, 1);
 }
 
 static void watch_control(int fd)
 {
-	control_fd = fd;
+	keeper_control_fd = fd;
 	event_assign(&control_event, pgb_event_base, fd, EV_READ | EV_PERSIST, control_cb, NULL);
 	if (event_add(&control_event, NULL) < 0)
 		die("keeper: cannot watch keeper_socket");
@@ -230,11 +110,11 @@ static void watch_control(int fd)
 
 static void close_control(void)
 {
-	if (control_fd < 0)
+	if (keeper_control_fd < 0)
 		return;
 	event_del(&control_event);
-	close(control_fd);
-	control_fd = -1;
+	close(keeper_control_fd);
+	keeper_control_fd = -1;
 	state = LINK_DOWN;
 }
 
@@ -242,7 +122,7 @@ static void schedule_reconnect(void);
 
 static void reconnect_cb(evutil_socket_t sock, short flags, void *arg)
 {
-	int fd = connect_hanger();
+	int fd = keeper_link_connect();
 
 	if (fd < 0) {
 		schedule_reconnect();
@@ -339,7 +219,7 @@ static void new_client(uint64_t token, int fd, bool is_unix)
 	if (cf_shutdown) {
 		/* upstream no longer listens then */
 		safe_close(fd);
-		keeper_hanger_release(&token, 1);
+		keeper_hanger_release(&token, 1, true);
 		return;
 	}
 	keeper_accept_token = token;
@@ -366,7 +246,7 @@ static void register_all(void)
 		listeners.unix_socket[i] = listener[i].is_unix;
 		fds[i] = listener[i].fd;
 	}
-	ok = send_patiently(KEEPER_MSG_LISTENERS_BACK, &listeners,
+	ok = keeper_link_send_patiently(KEEPER_MSG_LISTENERS_BACK, &listeners,
 			    offsetof(struct KeeperListeners, unix_socket) + n_listeners * sizeof(uint32_t), fds, n_listeners);
 
 	memset(&ready, 0, sizeof(ready));
@@ -382,12 +262,12 @@ static void register_all(void)
 			fds[sockets.count++] = l->fd;
 		}
 		if (sockets.count == KEEPER_BATCH || (sockets.count && slot == keeper_store.header->slots)) {
-			ok = send_patiently(KEEPER_MSG_REGISTER, &sockets, sockets_size(sockets.count), fds, sockets.count);
+			ok = keeper_link_send_patiently(KEEPER_MSG_REGISTER, &sockets, keeper_sockets_size(sockets.count), fds, sockets.count);
 			sockets.count = 0;
 		}
 	}
 	ready.incarnation = keeper_store.incarnation;
-	ok = ok && send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0);
+	ok = ok && keeper_link_send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0);
 	if (!ok) {
 		state = LINK_ACTIVE;
 		hanger_lost("it does not read");
@@ -404,10 +284,10 @@ static void freeze(void)
 
 	keeper_settle();
 	frozen = true;
-	if (!send_message(KEEPER_MSG_FROZEN, NULL, 0, NULL, 0))
+	if (!keeper_link_send(KEEPER_MSG_FROZEN, NULL, 0, NULL, 0))
 		frozen = false;
-	while (frozen && control_fd >= 0) {
-		struct pollfd p = { control_fd, POLLIN, 0 };
+	while (frozen && keeper_control_fd >= 0) {
+		struct pollfd p = { keeper_control_fd, POLLIN, 0 };
 
 		if (poll(&p, 1, -1) > 0)
 			read_message();
@@ -544,59 +424,34 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		close(fds[i]);
 }
 
-/* read one message; false: nothing more for now */
+/* handle one message; false: nothing more for now */
 static bool read_message(void)
 {
-	struct KeeperMessage head;
-	uint8_t body[KEEPER_MESSAGE_MAX];
-	struct iovec iov[2] = { { &head, sizeof(head) }, { body, sizeof(body) } };
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(KEEPER_BATCH * sizeof(int))];
-	} control;
-	struct msghdr msg;
-	struct cmsghdr *cmsg;
-	int fds[KEEPER_BATCH];
-	unsigned n_fds = 0;
-	ssize_t res;
+	struct KeeperReceived r;
+	const char *why = NULL;
 
-	memset(&msg, 0, sizeof(msg));
-	msg.msg_iov = iov;
-	msg.msg_iovlen = 2;
-	msg.msg_control = control.space;
-	msg.msg_controllen = sizeof(control.space);
-	do {
-		res = recvmsg(control_fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	} while (res < 0 && errno == EINTR);
-	if (res < 0 && errno == EAGAIN)
+	switch (keeper_link_receive(&r, &why)) {
+	case KEEPER_NOTHING:
 		return false;
-	if (res <= 0) {
-		hanger_lost(res < 0 ? strerror(errno) : "end of connection");
+	case KEEPER_LINK_LOST:
+		hanger_lost(why);
 		return false;
+	case KEEPER_RECEIVED:
+		break;
 	}
-	for (cmsg = CMSG_FIRSTHDR(&msg); cmsg; cmsg = CMSG_NXTHDR(&msg, cmsg)) {
-		if (cmsg->cmsg_level != SOL_SOCKET || cmsg->cmsg_type != SCM_RIGHTS)
-			continue;
-		n_fds = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		memcpy(fds, CMSG_DATA(cmsg), n_fds * sizeof(int));
-	}
-	if ((size_t)res < sizeof(head) || head.magic != KEEPER_CONTROL_MAGIC || head.version != KEEPER_CONTROL_VERSION) {
-		hanger_lost("it speaks another protocol");
-		return false;
-	}
-	if (msg.msg_flags & MSG_CTRUNC) {
+	if (r.truncated) {
 		/* some were dropped by the kernel: our descriptor limit is too low */
 		if (!adopted)
 			die("keeper: descriptors were lost on the way: raise the limit on open files");
 		log_warning("keeper: a client was lost: the limit on open files is reached");
 	}
-	handle_message(&head, body, res - sizeof(head), fds, n_fds);
-	return control_fd >= 0;
+	handle_message(&r.head, r.body, r.length, r.fds, r.n_fds);
+	return keeper_control_fd >= 0;
 }
 
 static void control_cb(evutil_socket_t fd, short flags, void *arg)
 {
-	while (control_fd >= 0 && read_message()) {
+	while (keeper_control_fd >= 0 && read_message()) {
 	}
 }
 
@@ -642,7 +497,7 @@ static void serve(struct KeeperAdopt *adopt)
 	ready.adoption_us = get_time_usec() - start;
 	log_info("keeper: incarnation %" PRIu64 " adopted %u clients and %u servers in %" PRIu64 " us",
 		 ready.incarnation, ready.clients, ready.servers, ready.adoption_us);
-	if (!send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0) && control_fd >= 0)
+	if (!keeper_link_send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0) && keeper_control_fd >= 0)
 		hanger_lost("it does not read");
 }
 
@@ -651,7 +506,7 @@ void keeper_start(void)
 	int waited, fd = -1;
 
 	for (waited = 0; fd < 0; waited++) {
-		fd = connect_hanger();
+		fd = keeper_link_connect();
 		if (fd < 0 && waited >= 10 * START_PATIENCE)
 			die("keeper: cannot reach keeper_socket %s: %s", cf_keeper_socket, strerror(errno));
 		if (fd < 0 && waited == 0)
@@ -691,5 +546,5 @@ void keeper_farewell(void)
 	if (!keeper_on || !adopted)
 		return;
 	keeper_settle();
-	send_patiently(KEEPER_MSG_FAREWELL, NULL, 0, NULL, 0);
+	keeper_link_send_patiently(KEEPER_MSG_FAREWELL, NULL, 0, NULL, 0);
 }

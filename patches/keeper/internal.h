@@ -64,41 +64,46 @@ struct KeeperLocal {
 extern struct KeeperLocal *keeper_local;
 
 /*
- * keeper.c
+ * keeper.c: slots
  */
 
 /* start an empty slot for an object; 0: the ledger is full */
 uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
+/* the slot's object is gone; to be used again after the next commit */
+void keeper_drop_slot(uint32_t slot);
 void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
-/* nothing is left to be said or written down: for a process about to stop or to be watched */
-void keeper_settle(void);
-/* loop end owes this slot something: an outbox to flush, a socket to close */
-void keeper_pend(uint32_t slot);
-/* append to the outbox of a slot; false: no room */
-bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
-/* true: nothing is left of it */
-bool keeper_outbox_flush(uint32_t slot);
+extern usec_t keeper_last_commit;
 /* allocate the process's own lists for the attached ledger */
 void keeper_local_setup(void);
-/* whose IOBuf is this, for sends from it */
-void keeper_iobuf_owner(uint32_t number, PgSocket *owner);
-/* put a client into the ledger that has a token already */
-bool keeper_bind_client(PgSocket *client, int fd, bool is_unix, uint64_t token);
 /* token for the next accept_client() */
 extern uint64_t keeper_accept_token;
 
 /*
- * record.c
+ * acts.c
  */
 
-void keeper_serialize(unsigned slot, struct KeeperCopy *copy);
-/* the slot is empty again: give back what its copies referred to */
-void keeper_forget(struct KeeperLocal *l);
+void keeper_acts_setup(void);
+/* append to the outbox of a slot; false: no room */
+bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
+/* true: nothing is left of it */
+bool keeper_outbox_flush(uint32_t slot);
+void keeper_outbox_drop(struct KeeperLocal *l);
+/* whose IOBuf is this, for sends from it */
+void keeper_iobuf_owner(uint32_t number, PgSocket *owner);
 
-/* pause mode, nonce or the like has changed */
-void keeper_mark_global(void);
-/* now and then: pools whose statistics have changed */
-void keeper_mark_pools(void);
+/*
+ * loop.c
+ */
+
+void keeper_loop_setup(void);
+/* loop end owes this slot something: an outbox to flush, a socket to close */
+void keeper_pend(uint32_t slot);
+/* nothing is left to be said or written down: for a process about to stop or to be watched */
+void keeper_settle(void);
+
+/*
+ * pack.c
+ */
 
 /* a growing buffer, and reading it back */
 struct KeeperPack {
@@ -123,8 +128,30 @@ const uint8_t *keeper_unpack_bytes(struct KeeperUnpack *unpack, size_t *len_p);
 bool keeper_unpack_string(struct KeeperUnpack *unpack, char *to, size_t size);
 char *keeper_unpack_strdup(struct KeeperUnpack *unpack);
 
+/*
+ * record.c
+ */
+
+void keeper_serialize(unsigned slot, struct KeeperCopy *copy);
+/* swap in a new record: the old one is freed once no true copy names it */
+void keeper_replace_record(struct KeeperLocal *l, uint32_t unit);
+/* values of the tracked parameters, in the order of their names in the global record */
+void keeper_pack_vars(struct KeeperPack *pack, struct PStr **vars);
 enum KeeperCredentials keeper_credentials_kind(PgCredentials *credentials, PgDatabase *db);
-char *keeper_fingerprint(PgDatabase *db, char *buf, size_t size);
+/* the slot is empty again: give back what its copies referred to */
+void keeper_forget(struct KeeperLocal *l);
+
+/*
+ * facts.c
+ */
+
+void keeper_write_pool(PgPool *pool, struct KeeperLocal *l, struct KeeperCopy *copy);
+void keeper_write_credentials(PgCredentials *credentials, struct KeeperLocal *l, struct KeeperCopy *copy);
+void keeper_write_global(struct KeeperLocal *l, struct KeeperCopy *copy);
+/* pause mode, nonce or the like has changed */
+void keeper_mark_global(void);
+/* now and then: pools whose statistics have changed */
+void keeper_mark_pools(void);
 
 /*
  * catalog.c
@@ -155,7 +182,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
  */
 
 bool keeper_hanger_register(uint64_t token, int fd, bool is_unix);
-bool keeper_hanger_release(const uint64_t *tokens, unsigned count);
+/* patient: waits for some seconds if the hanger is behind, for those who cannot come back later */
+bool keeper_hanger_release(const uint64_t *tokens, unsigned count, bool patient);
 bool keeper_hanger_unheld(uint64_t token, enum KeeperUnheldReason reason, bool is_server);
 bool keeper_hanger_connected(void);
 

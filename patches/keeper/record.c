@@ -1,131 +1,11 @@
 /*
- * pgkeeper - from PgBouncer's objects to the ledger's copies and records.
+ * pgkeeper - from a PgSocket to its slot's copy and record.  rebuild.c is the way back.
  */
 #include "bouncer.h"
-
-#include <usual/err.h>
 
 #include "keeper/internal.h"
 
 extern struct AATree pam_user_tree;
-extern uint8_t mock_auth_nonce[32];
-extern bool mock_auth_nonce_initialized;
-
-/*
- * Packing.
- */
-
-void keeper_pack(struct KeeperPack *pack, const void *data, size_t len)
-{
-	if (pack->len + len > pack->size) {
-		size_t size = 2 * (pack->len + len) + 256;
-		uint8_t *more = realloc(pack->data, size);
-
-		if (!more)
-			die("keeper: out of memory");
-		pack->data = more;
-		pack->size = size;
-	}
-	memcpy(pack->data + pack->len, data, len);
-	pack->len += len;
-}
-
-void keeper_pack_bytes(struct KeeperPack *pack, const void *data, size_t len)
-{
-	uint16_t counted = data ? len : UINT16_MAX;
-
-	if (data && len >= UINT16_MAX) {
-		pack->too_long = true;
-		return;
-	}
-	keeper_pack(pack, &counted, sizeof(counted));
-	if (data)
-		keeper_pack(pack, data, len);
-}
-
-void keeper_pack_string(struct KeeperPack *pack, const char *string)
-{
-	keeper_pack_bytes(pack, string, string ? strlen(string) : 0);
-}
-
-uint32_t keeper_pack_blob(struct KeeperPack *pack, enum KeeperBlobKind kind)
-{
-	uint32_t unit = pack->too_long ? 0 : keeper_store_new_blob(&keeper_store, kind, pack->len);
-
-	pack->too_long = false;
-	if (!unit)
-		return 0;
-	memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, unit)), pack->data, pack->len);
-	keeper_store_finish_blob(&keeper_store, unit, pack->len);
-	return unit;
-}
-
-void keeper_unpack(struct KeeperUnpack *unpack, void *to, size_t len)
-{
-	if (unpack->failed || len > unpack->len) {
-		unpack->failed = true;
-		memset(to, 0, len);
-		return;
-	}
-	memcpy(to, unpack->data, len);
-	unpack->data += len;
-	unpack->len -= len;
-}
-
-const uint8_t *keeper_unpack_bytes(struct KeeperUnpack *unpack, size_t *len_p)
-{
-	const uint8_t *bytes;
-	uint16_t len;
-
-	*len_p = 0;
-	keeper_unpack(unpack, &len, sizeof(len));
-	if (unpack->failed || len == UINT16_MAX)
-		return NULL;
-	if (len > unpack->len) {
-		unpack->failed = true;
-		return NULL;
-	}
-	bytes = unpack->data;
-	unpack->data += len;
-	unpack->len -= len;
-	*len_p = len;
-	return bytes;
-}
-
-bool keeper_unpack_string(struct KeeperUnpack *unpack, char *to, size_t size)
-{
-	size_t len;
-	const uint8_t *bytes = keeper_unpack_bytes(unpack, &len);
-
-	to[0] = 0;
-	if (!bytes)
-		return false;
-	if (len >= size) {
-		unpack->failed = true;
-		return false;
-	}
-	memcpy(to, bytes, len);
-	to[len] = 0;
-	return true;
-}
-
-char *keeper_unpack_strdup(struct KeeperUnpack *unpack)
-{
-	size_t len;
-	const uint8_t *bytes = keeper_unpack_bytes(unpack, &len);
-	char *string;
-
-	if (!bytes)
-		return NULL;
-	string = malloc(len + 1);
-	if (!string) {
-		unpack->failed = true;
-		return NULL;
-	}
-	memcpy(string, bytes, len);
-	string[len] = 0;
-	return string;
-}
 
 /*
  * What records are made of.
@@ -154,19 +34,7 @@ enum KeeperCredentials keeper_credentials_kind(PgCredentials *credentials, PgDat
 	return KEEPER_CRED_MOCK;
 }
 
-/* what makes a server connection obsolete when it changes: see parse_database() */
-char *keeper_fingerprint(PgDatabase *db, char *buf, size_t size)
-{
-	snprintf(buf, size, "%s\n%d\n%s\n%s\n%s\n%s\n%s\n%d",
-		 db->host ? db->host : "", db->port, db->dbname ? db->dbname : "",
-		 db->forced_user_credentials ? db->forced_user_credentials->name : "",
-		 db->connect_query ? db->connect_query : "",
-		 db->auth_dbname ? db->auth_dbname : "", db->auth_query ? db->auth_query : "",
-		 (int)db->load_balance_hosts);
-	return buf;
-}
-
-static void pack_vars(struct KeeperPack *pack, struct PStr **vars)
+void keeper_pack_vars(struct KeeperPack *pack, struct PStr **vars)
 {
 	int i;
 
@@ -179,10 +47,10 @@ static void pack_vars(struct KeeperPack *pack, struct PStr **vars)
 }
 
 /* swap in a new blob: the old one is freed once no true copy names it */
-static void replace(struct KeeperLocal *l, uint32_t *unit_p, uint32_t unit)
+void keeper_replace_record(struct KeeperLocal *l, uint32_t unit)
 {
-	keeper_store_free_blob(&keeper_store, *unit_p);
-	*unit_p = unit;
+	keeper_store_free_blob(&keeper_store, l->record);
+	l->record = unit;
 	if (!unit)
 		l->full = true;
 }
@@ -319,8 +187,8 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 	keeper_pack_string(&pack, credentials_db && !credentials_db->fake ? credentials_db->name : NULL);
 	keeper_pack_string(&pack, db && !db->fake ? db->name : NULL);
 	keeper_pack_string(&pack, sk->startup_options);
-	pack_vars(&pack, sk->vars.var_list);
-	replace(l, &l->record, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
+	keeper_pack_vars(&pack, sk->vars.var_list);
+	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
 
 	l->stale = false;
 	l->credentials = sk->login_user_credentials;
@@ -416,7 +284,7 @@ static void write_extra(PgSocket *sk, struct KeeperLocal *l)
 }
 
 /*
- * Slots.
+ * The copy.
  */
 
 static uint32_t pool_slot(PgPool *pool)
@@ -519,134 +387,6 @@ static void serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperC
 	copy->flags = socket_flags(sk, l);
 }
 
-_Static_assert(sizeof(((struct KeeperPoolRecord *)0)->stats) == sizeof(PgStats), "PgStats has changed");
-
-static void serialize_pool(PgPool *pool, struct KeeperLocal *l, struct KeeperCopy *copy)
-{
-	struct KeeperPoolRecord record;
-	static struct KeeperPack pack;
-	char fingerprint[4096];
-	PgDatabase *db = pool->db;
-
-	memset(&record, 0, sizeof(record));
-	record.peer_id = db->peer_id;
-	record.cred_kind = keeper_credentials_kind(pool->user_credentials, db);
-	record.welcome_ready = pool->welcome_msg_ready;
-	record.db_paused = db->db_paused;
-	record.db_disabled = db->db_disabled;
-	record.n_vars = get_num_var_cached();
-	record.last_lifetime_disconnect = pool->last_lifetime_disconnect;
-	memcpy(record.stats, &pool->stats, sizeof(record.stats));
-
-	pack.len = 0;
-	keeper_pack(&pack, &record, sizeof(record));
-	keeper_pack_string(&pack, db->name);
-	keeper_pack_string(&pack, pool->user_credentials ? pool->user_credentials->name : NULL);
-	keeper_pack_string(&pack, db->name);
-	keeper_pack_string(&pack, keeper_fingerprint(db, fingerprint, sizeof(fingerprint)));
-	pack_vars(&pack, pool->orig_vars.var_list);
-	if (pool->welcome_msg_ready)
-		keeper_pack_bytes(&pack, pool->welcome_msg->buf, pool->welcome_msg->write_pos);
-	else
-		keeper_pack_bytes(&pack, NULL, 0);
-	replace(l, &l->record, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
-	copy->record = l->record;
-}
-
-static void serialize_credentials(PgCredentials *credentials, struct KeeperLocal *l, struct KeeperCopy *copy)
-{
-	struct KeeperUserRecord record;
-	static struct KeeperPack pack;
-	enum KeeperCredentials kind = keeper_credentials_kind(credentials, l->user_db);
-
-	memset(&record, 0, sizeof(record));
-	record.cred_kind = kind;
-	record.has_scram_keys = credentials->has_scram_keys;
-	memcpy(record.client_key, credentials->scram_ClientKey, sizeof(record.client_key));
-	memcpy(record.server_key, credentials->scram_ServerKey, sizeof(record.server_key));
-	pack.len = 0;
-	keeper_pack(&pack, &record, sizeof(record));
-	keeper_pack_string(&pack, credentials->name);
-	keeper_pack_string(&pack, l->user_db ? l->user_db->name : NULL);
-	/* others come from the configuration, where they may have changed */
-	keeper_pack_string(&pack, kind == KEEPER_CRED_DYNAMIC || kind == KEEPER_CRED_PAM ? credentials->passwd : NULL);
-	replace(l, &l->record, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
-	copy->record = l->record;
-}
-
-/*
- * Console SETs in force: a successor starts from the ini, which knows nothing
- * of them.
- */
-static struct Setting {
-	struct Setting *next;
-	char *key, *value;
-} *settings;
-
-void keeper_setting(const char *key, const char *value)
-{
-	struct Setting *setting;
-
-	if (!keeper_on)
-		return;
-	for (setting = settings; setting; setting = setting->next) {
-		if (strcasecmp(setting->key, key) == 0)
-			break;
-	}
-	if (!setting) {
-		setting = calloc(1, sizeof(*setting));
-		if (!setting)
-			return;
-		setting->key = xstrdup(key);
-		setting->next = settings;
-		settings = setting;
-	}
-	free(setting->value);
-	setting->value = xstrdup(value);
-	keeper_mark_global();
-}
-
-void keeper_settings_reloaded(void)
-{
-	while (settings) {
-		struct Setting *setting = settings;
-
-		settings = setting->next;
-		free(setting->key);
-		free(setting->value);
-		free(setting);
-	}
-	keeper_mark_global();
-}
-
-static void serialize_global(struct KeeperLocal *l, struct KeeperCopy *copy)
-{
-	struct KeeperGlobalRecord record;
-	static struct KeeperPack pack;
-	struct Setting *setting;
-	int i;
-
-	memset(&record, 0, sizeof(record));
-	for (setting = settings; setting; setting = setting->next)
-		record.n_settings++;
-	memcpy(record.mock_nonce, mock_auth_nonce, sizeof(record.mock_nonce));
-	record.mock_nonce_set = mock_auth_nonce_initialized;
-	record.pause_mode = cf_pause_mode;
-	record.shutdown = cf_shutdown;
-	record.peer_id = cf_peer_id;
-	record.n_vars = get_num_var_cached();
-	pack.len = 0;
-	keeper_pack(&pack, &record, sizeof(record));
-	for (i = 0; i < get_num_var_cached(); i++)
-		keeper_pack_string(&pack, varcache_name(i));
-	for (setting = settings; setting; setting = setting->next) {
-		keeper_pack_string(&pack, setting->key);
-		keeper_pack_string(&pack, setting->value);
-	}
-	replace(l, &l->record, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
-	copy->record = l->record;
-}
-
 void keeper_serialize(unsigned slot, struct KeeperCopy *copy)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
@@ -667,13 +407,13 @@ void keeper_serialize(unsigned slot, struct KeeperCopy *copy)
 		serialize_socket(l->object, l, copy);
 		break;
 	case KEEPER_POOL:
-		serialize_pool(l->object, l, copy);
+		keeper_write_pool(l->object, l, copy);
 		break;
 	case KEEPER_USER:
-		serialize_credentials(l->object, l, copy);
+		keeper_write_credentials(l->object, l, copy);
 		break;
 	case KEEPER_GLOBAL:
-		serialize_global(l, copy);
+		keeper_write_global(l, copy);
 		break;
 	case KEEPER_CLOSING:
 		copy->flags = l->is_unix ? KEEPER_F_UNIX : 0;
@@ -700,59 +440,4 @@ void keeper_forget(struct KeeperLocal *l)
 		free(l->vars);
 	}
 	memset(l, 0, sizeof(*l));
-}
-
-/*
- * Marks for what is no socket.
- */
-
-void keeper_mark_pool(PgPool *pool)
-{
-	if (keeper_on && pool->keeper_slot)
-		keeper_store_mark(&keeper_store, pool->keeper_slot);
-}
-
-void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db)
-{
-	if (!keeper_on || !credentials || !keeper_store.header)
-		return;
-	if (!credentials->keeper_slot) {
-		credentials->keeper_slot = keeper_new_slot(credentials, KEEPER_USER);
-		if (!credentials->keeper_slot)
-			return;
-		keeper_local[credentials->keeper_slot].user_db = db;
-	}
-	keeper_store_mark(&keeper_store, credentials->keeper_slot);
-}
-
-void keeper_mark_global(void)
-{
-	uint32_t slot;
-
-	if (!keeper_on || !keeper_store.header)
-		return;
-	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
-		if (keeper_local[slot].kind == KEEPER_GLOBAL) {
-			keeper_store_mark(&keeper_store, slot);
-			return;
-		}
-	}
-	keeper_new_slot(NULL, KEEPER_GLOBAL);
-}
-
-void keeper_mark_pools(void)
-{
-	struct List *item;
-
-	statlist_for_each(item, &pool_list) {
-		keeper_mark_pool(container_of(item, PgPool, head));
-	}
-}
-
-void keeper_mark_operator(void)
-{
-	if (!keeper_on)
-		return;
-	keeper_mark_global();
-	keeper_mark_pools();
 }

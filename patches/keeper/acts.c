@@ -1,0 +1,310 @@
+/*
+ * pgkeeper - every act of a held socket, written ahead.
+ *
+ * sbuf.c does all plain I/O of clients and servers through sbuf->ops.  Ours
+ * commit to the ledger what is about to be done, then do it.  Bytes that
+ * PgBouncer sends from inside a callback go into the destination's outbox:
+ * they become true together with the state after them, and leave when the
+ * callbacks have returned.
+ */
+#include "bouncer.h"
+
+#include <usual/safeio.h>
+#include <usual/slab.h>
+
+#include "keeper/internal.h"
+
+static PgSocket **iobuf_owner;
+
+void keeper_acts_setup(void)
+{
+	iobuf_owner = calloc(keeper_store.header->iobufs + 1, sizeof(*iobuf_owner));
+	if (!iobuf_owner)
+		die("keeper: out of memory");
+}
+
+/*
+ * IOBufs: what has left the kernel lives in the ledger.
+ */
+
+IOBuf *keeper_iobuf_alloc(SBuf *sbuf)
+{
+	uint32_t number = keeper_on ? keeper_store_new_iobuf(&keeper_store) : 0;
+
+	if (!number)
+		return slab_alloc(iobuf_cache);
+	iobuf_owner[number] = container_of(sbuf, PgSocket, sbuf);
+	return keeper_store_iobuf(&keeper_store, number);
+}
+
+void keeper_iobuf_free(SBuf *sbuf, IOBuf *io)
+{
+	uint32_t number = keeper_on ? keeper_store_iobuf_of(&keeper_store, io) : 0;
+
+	if (!number) {
+		slab_free(iobuf_cache, io);
+		return;
+	}
+	keeper_mark(container_of(sbuf, PgSocket, sbuf));
+	iobuf_owner[number] = NULL;
+	keeper_store_free_iobuf(&keeper_store, number);
+}
+
+void keeper_iobuf_owner(uint32_t number, PgSocket *owner)
+{
+	iobuf_owner[number] = owner;
+}
+
+void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
+{
+	IOBuf *io = sbuf->io, *fresh;
+	unsigned avail = io->recv_pos - io->done_pos;
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+	const struct KeeperCopy *copy;
+	uint32_t number;
+
+	if (!sk->keeper_slot || avail == 0 || avail > small_pkt || io->done_pos == 0) {
+		iobuf_try_resync(io, small_pkt);
+		keeper_mark(sk);
+		return;
+	}
+	keeper_mark(sk);
+	number = keeper_store_iobuf_of(&keeper_store, io);
+	copy = keeper_store_copy(&keeper_store, sk->keeper_slot);
+	if (!number || (copy->io == number && copy->io_done >= avail)) {
+		/* the true copy needs nothing below io_done */
+		iobuf_try_resync(io, small_pkt);
+		return;
+	}
+	/* the ledger's, or PgBouncer's own, which leaves this socket volatile meanwhile */
+	fresh = keeper_iobuf_alloc(sbuf);
+	if (!fresh)
+		return;
+	memcpy(fresh->buf, io->buf + io->done_pos, avail);
+	fresh->done_pos = 0;
+	fresh->parse_pos = io->parse_pos - io->done_pos;
+	fresh->recv_pos = avail;
+	sbuf->io = fresh;
+	keeper_iobuf_free(sbuf, io);
+}
+
+/*
+ * Outbox.
+ */
+
+bool keeper_outbox_append(uint32_t slot, const void *data, size_t len)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+	struct KeeperBlob *blob = l->outbox ? keeper_store_blob(&keeper_store, l->outbox) : NULL;
+
+	if (!blob || l->outbox_len + len > keeper_blob_capacity(blob)) {
+		size_t left = l->outbox_len - l->outbox_done;
+		uint32_t unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_OUTBOX, 2 * (left + len));
+		struct KeeperBlob *bigger;
+
+		if (!unit)
+			return false;
+		bigger = keeper_store_blob(&keeper_store, unit);
+		if (blob) {
+			memcpy(keeper_blob_data(bigger), keeper_blob_data(blob) + l->outbox_done, left);
+			keeper_store_free_blob(&keeper_store, l->outbox);
+		}
+		l->outbox = unit;
+		l->outbox_done = 0;
+		l->outbox_len = left;
+		blob = bigger;
+	}
+	/* beyond what a committed length covers: nobody reads it yet */
+	memcpy(keeper_blob_data(blob) + l->outbox_len, data, len);
+	l->outbox_len += len;
+	keeper_store_mark(&keeper_store, slot);
+	keeper_pend(slot);
+	return true;
+}
+
+void keeper_outbox_drop(struct KeeperLocal *l)
+{
+	keeper_store_free_blob(&keeper_store, l->outbox);
+	l->outbox = l->outbox_done = l->outbox_len = 0;
+}
+
+/* the system call itself, with the ledger's own count where the kernel has none */
+static ssize_t counted_send(uint32_t slot, const void *data, size_t len)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	ssize_t res;
+
+	if (l->is_unix)
+		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
+	res = safe_send(l->fd, data, len, 0);
+	if (res > 0)
+		l->tx += res;
+	if (l->is_unix) {
+		int saved = errno;
+
+		__atomic_store_n(&shared->unix_tx, l->tx, __ATOMIC_RELEASE);
+		__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
+		errno = saved;
+	}
+	keeper_store_mark(&keeper_store, slot);
+	return res;
+}
+
+bool keeper_outbox_flush(uint32_t slot)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+
+	while (l->outbox) {
+		ssize_t res;
+
+		keeper_store_mark(&keeper_store, slot);
+		keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);
+		res = counted_send(slot, keeper_blob_data(keeper_store_blob(&keeper_store, l->outbox)) + l->outbox_done,
+				   l->outbox_len - l->outbox_done);
+		if (res < 0 && errno == EAGAIN)
+			return false;
+		if (res > 0)
+			l->outbox_done += res;
+		/* on an error nobody reads any more: recv will tell the same */
+		if (res < 0 || l->outbox_done == l->outbox_len)
+			keeper_outbox_drop(l);
+	}
+	return true;
+}
+
+/*
+ * The operations table.
+ */
+
+static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
+{
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+	uint32_t slot = sk->keeper_slot;
+	struct KeeperLocal *l = &keeper_local[slot];
+	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	IOBuf *io;
+	bool noted;
+	ssize_t res;
+
+	if (!slot)
+		return safe_recv(sbuf->sock, dst, len, 0);
+
+	io = sbuf->io;
+	noted = keeper_store_note_read(&keeper_store, slot, l->token, l->rx, keeper_store_iobuf_of(&keeper_store, io),
+				       (uint8_t *)dst - io->buf);
+	keeper_store_mark(&keeper_store, slot);
+	if (!noted)
+		keeper_commit(KEEPER_ACT_RECV, slot, slot);
+	if (l->is_unix)
+		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
+	res = safe_recv(sbuf->sock, dst, len, 0);
+	if (res > 0) {
+		l->rx += res;
+		l->flush_due = true;
+		keeper_store_mark(&keeper_store, slot);
+	}
+	if (l->is_unix) {
+		int saved = errno;
+
+		__atomic_store_n(&shared->unix_rx, l->rx, __ATOMIC_RELEASE);
+		__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
+		errno = saved;
+	}
+	return res;
+}
+
+/* whose stream is this: its IOBuf or extra_packets hold the bytes */
+static PgSocket *stream_source(PgSocket *destination, const void *data)
+{
+	uint32_t number = keeper_store_iobuf_of(&keeper_store, data);
+	PgSocket *link = destination->link;
+	const uint8_t *p = data;
+
+	if (number)
+		return iobuf_owner[number];
+	if (!link)
+		return NULL;
+	if (link->sbuf.extra_packets.data && p >= link->sbuf.extra_packets.data
+	    && p < link->sbuf.extra_packets.data + link->sbuf.extra_packets.write_pos)
+		return link;
+	/* an IOBuf from PgBouncer's own allocator, when the ledger had none left */
+	if (link->sbuf.io && p >= link->sbuf.io->buf && p < link->sbuf.io->buf + cf_sbuf_len)
+		return link;
+	return NULL;
+}
+
+/*
+ * The other side waits to send the rest of its stream to this socket: it is
+ * full.  What a callback wants to say now would land inside a message, so say
+ * what upstream's send() would: no room.
+ */
+static bool stream_blocked(PgSocket *destination)
+{
+	PgSocket *link = destination->link;
+
+	return link && link->sbuf.dst == &destination->sbuf && link->sbuf.wait_type == KEEPER_WAIT_SEND;
+}
+
+static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
+{
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+	uint32_t slot = sk->keeper_slot;
+	PgSocket *source;
+	ssize_t res;
+
+	if (!slot)
+		return safe_send(sbuf->sock, data, len, 0);
+
+	source = stream_source(sk, data);
+	if (!source && stream_blocked(sk)) {
+		errno = EAGAIN;
+		return -1;
+	}
+	if (!source) {
+		if (keeper_outbox_append(slot, data, len))
+			return len;
+	}
+	if (!keeper_outbox_flush(slot)) {
+		errno = EAGAIN;
+		return -1;
+	}
+	/* bytes the ledger had no room for leave at once: volatile until they have */
+	keeper_local[slot].bypass = !source;
+	keeper_mark(source);
+	keeper_store_mark(&keeper_store, slot);
+	keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);
+	keeper_mark(source);
+	res = counted_send(slot, data, len);
+	keeper_local[slot].bypass = false;
+	return res;
+}
+
+static int keeper_close(SBuf *sbuf)
+{
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+	uint32_t slot = sk->keeper_slot;
+
+	if (!slot) {
+		if (sbuf->sock > 0)
+			safe_close(sbuf->sock);
+	} else {
+		struct KeeperLocal *l = &keeper_local[slot];
+
+		/* the slot outlives the PgSocket until the descriptor is closed */
+		l->kind = KEEPER_CLOSING;
+		l->object = NULL;
+		l->closing_since = get_cached_time();
+		sk->keeper_slot = 0;
+		keeper_store_mark(&keeper_store, slot);
+		keeper_pend(slot);
+	}
+	sbuf->sock = 0;
+	return 0;
+}
+
+const SBufIO keeper_sbufio_ops = {
+	keeper_recv,
+	keeper_send,
+	keeper_close
+};

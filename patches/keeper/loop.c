@@ -1,0 +1,191 @@
+/*
+ * pgkeeper - the end of each event loop: flush outboxes, finish closing, commit.
+ */
+#include "bouncer.h"
+
+#include <time.h>
+
+#include <usual/safeio.h>
+
+#include "keeper/internal.h"
+
+/* a peer that does not read keeps a closing socket for so long, microseconds */
+#define CLOSING_PATIENCE	(5 * USEC)
+
+/* totals of SHOW STATS are recorded so often, microseconds */
+#define STATISTICS_PERIOD	(1 * USEC)
+
+/* without an act, changes are committed after so long, microseconds */
+#define LAZY_PERIOD		(50 * 1000)
+/* ... or when so few are left to be given out, or so many wait to be */
+#define LOW			16
+#define MANY_FREED		256
+
+static uint32_t *pending, n_pending;
+static struct event retry_event;
+static bool retrying;
+
+void keeper_loop_setup(void)
+{
+	pending = calloc(keeper_store.header->slots + 1, sizeof(*pending));
+	if (!pending)
+		die("keeper: out of memory");
+}
+
+void keeper_pend(uint32_t slot)
+{
+	if (!keeper_local[slot].pending) {
+		keeper_local[slot].pending = true;
+		pending[n_pending++] = slot;
+	}
+}
+
+static void retry_cb(evutil_socket_t sock, short flags, void *arg)
+{
+	/* waking the loop is all: keeper_loop_end() follows */
+	retrying = false;
+}
+
+/* flush what waits; collect what can be closed */
+static uint32_t work_on_pending(uint32_t *closing)
+{
+	uint32_t n = n_pending, n_closing = 0, i;
+	uint32_t *list = pending;
+	static uint32_t *spare;
+
+	/* flushing commits, and a commit may pend nothing: but be safe against growth */
+	if (!spare)
+		spare = calloc(keeper_store.header->slots + 1, sizeof(*spare));
+	if (!spare)
+		return 0;
+	memcpy(spare, list, n * sizeof(*spare));
+	n_pending = 0;
+	for (i = 0; i < n; i++) {
+		uint32_t slot = spare[i];
+		struct KeeperLocal *l = &keeper_local[slot];
+
+		l->pending = false;
+		if (l->kind == KEEPER_FREE)
+			continue;
+		if (!keeper_outbox_flush(slot)) {
+			bool gave_up = l->kind == KEEPER_CLOSING
+				       && get_cached_time() - l->closing_since > CLOSING_PATIENCE;
+
+			if (!gave_up) {
+				keeper_pend(slot);
+				continue;
+			}
+			keeper_outbox_drop(l);
+		}
+		if (l->kind == KEEPER_CLOSING)
+			closing[n_closing++] = slot;
+	}
+	return n_closing;
+}
+
+static void finish_closing(const uint32_t *closing, uint32_t n)
+{
+	uint64_t tokens[KEEPER_BATCH];
+	uint32_t i, done, batch;
+
+	if (!n)
+		return;
+	/* true for all of them: nothing left to send, about to be closed */
+	keeper_commit(KEEPER_ACT_CLOSE, closing[0], 0);
+	for (i = 0; i < n; i++) {
+		struct KeeperLocal *l = &keeper_local[closing[i]];
+
+		if (l->fd < 0)
+			continue;
+		/* the hanger's duplicate would keep close() from telling the peer */
+		shutdown(l->fd, SHUT_WR);
+		safe_close(l->fd);
+		l->fd = -1;
+	}
+	for (done = 0; done < n; done += batch) {
+		batch = n - done < KEEPER_BATCH ? n - done : KEEPER_BATCH;
+		for (i = 0; i < batch; i++)
+			tokens[i] = keeper_local[closing[done + i]].token;
+		if (keeper_hanger_connected() && !keeper_hanger_release(tokens, batch, false)) {
+			/* its queue is full: say it again later */
+			for (i = done; i < n; i++)
+				keeper_pend(closing[i]);
+			return;
+		}
+		for (i = 0; i < batch; i++)
+			keeper_drop_slot(closing[done + i]);
+	}
+}
+
+static void finish_pending(void)
+{
+	static uint32_t *closing;
+	static struct timeval soon = { 0, 10000 };
+
+	if (!n_pending)
+		return;
+	if (!closing)
+		closing = calloc(keeper_store.header->slots + 1, sizeof(*closing));
+	if (closing)
+		finish_closing(closing, work_on_pending(closing));
+	if (n_pending && !retrying) {
+		evtimer_assign(&retry_event, pgb_event_base, retry_cb, NULL);
+		retrying = evtimer_add(&retry_event, &soon) == 0;
+	}
+}
+
+void keeper_settle(void)
+{
+	finish_pending();
+	if (keeper_store.n_dirty)
+		keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
+/*
+ * What happened since the last commit can be done again from it, so a commit
+ * here is for those who look (and gives back what was freed): not each loop.
+ */
+static bool commit_is_due(void)
+{
+	return get_cached_time() >= keeper_last_commit + LAZY_PERIOD
+	       || keeper_store.n_free_slot < LOW || keeper_store.n_free_iobuf < LOW
+	       || keeper_store.n_freed_blob > MANY_FREED;
+}
+
+/* facts about pools that nobody uses give way to sessions */
+static void make_room(void)
+{
+	struct List *item;
+
+	statlist_for_each(item, &pool_list) {
+		PgPool *pool = container_of(item, PgPool, head);
+
+		if (!pool->keeper_slot || pool_client_count(pool) || pool_server_count(pool)
+		    || !statlist_empty(&pool->waiting_cancel_req_list) || !statlist_empty(&pool->active_cancel_req_list))
+			continue;
+		keeper_drop_slot(pool->keeper_slot);
+		pool->keeper_slot = 0;
+	}
+}
+
+void keeper_loop_end(void)
+{
+	static usec_t statistics_due;
+	struct timespec now;
+
+	if (!keeper_on)
+		return;
+	finish_pending();
+	if (get_cached_time() >= statistics_due) {
+		statistics_due = get_cached_time() + STATISTICS_PERIOD;
+		keeper_mark_pools();
+		if (keeper_store.n_free_slot < LOW)
+			make_room();
+	}
+	if (keeper_store.n_dirty && commit_is_due())
+		keeper_commit(KEEPER_ACT_NONE, 0, 0);
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	__atomic_store_n(&keeper_store.header->heartbeat,
+			 (uint64_t)now.tv_sec * USEC + now.tv_nsec / 1000, __ATOMIC_RELAXED);
+}
