@@ -300,9 +300,23 @@ static void freeze(void)
 	n_held = 0;
 }
 
+/* has the client received whole messages only, with nothing left to be sent? */
+static bool between_messages(PgSocket *client)
+{
+	const SBuf *source = client->link ? &client->link->sbuf : NULL;
+
+	if (!source || source->dst != &client->sbuf)
+		return true;
+	if ((source->io && iobuf_amount_pending(source->io)) || mbuf_avail_for_read(&source->extra_packets))
+		return false;
+	/* of a packet that is skipped in part, the rest is sent */
+	return !source->pkt_remain || (source->pkt_action != KEEPER_ACTION_SEND && source->skip_remain);
+}
+
 static void end_client(PgSocket *client)
 {
-	disconnect_client_sqlstate(client, true, "57P01", "terminating connection: pgbouncer and pgkeeper are shut down");
+	disconnect_client_sqlstate(client, between_messages(client), "57P01",
+				   "terminating connection: pgbouncer and pgkeeper are shut down");
 }
 
 static void end_clients(struct StatList *list)

@@ -25,7 +25,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 @click.command("build")
 @click.option(
     "--source",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     envvar="PGKEEPER_SOURCE",
     help="PgBouncer's release tarball, a .dsc beside it, or their folder. "
     "Default: apt-get source, then upstream's release address.",

@@ -25,7 +25,7 @@ def socket_option(function: _F) -> _F:
     """`--socket`: which hanger to ask."""
     return click.option(
         "--socket",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         envvar="PGKEEPER_SOCKET",
         show_envvar=True,
         help="The hanger's keeper_socket.",
@@ -36,7 +36,7 @@ def ini_option(function: _F) -> _F:
     """`--ini`: where to read `keeper_socket` when there is no `--socket`."""
     return click.option(
         "--ini",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         envvar=_INI_VARIABLE,
         show_envvar=True,
         help="pgbouncer.ini, to find keeper_socket if --socket is not given.",

@@ -23,12 +23,12 @@ __all__ = ["command"]
 @click.command("handoff")
 @click.option(
     "--pgbouncer",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="The new binary.  Default: the one in use now.",
 )
 @click.option(
     "--ini",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="The new pgbouncer.ini.  Default: the one in use now.",
 )
 @socket_option

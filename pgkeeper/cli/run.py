@@ -17,7 +17,7 @@ from pgkeeper.options import DEFAULT_HOLD_TIMEOUT, RunOptions, UnknownUserError,
 
 __all__ = ["command"]
 
-_PATH: Final = click.Path(path_type=Path)
+_PATH: Final = click.Path(path_type=Path, readable=False)
 
 # The variable of an option --some-name is PGKEEPER_SOME_NAME, not PGKEEPER_RUN_...
 _option = functools.partial(click.option, show_envvar=True)
