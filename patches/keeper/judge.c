@@ -253,7 +253,8 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 		return true;
 	server = &keeper_adoptee[c->link].copy;
 	return server->kind == KEEPER_SERVER && !server->extra && server->io_done == server->io_parse
-	       && (!server->pkt_remain || server->pkt_action != KEEPER_ACTION_SEND);
+	       /* of a packet that is skipped in part, the rest is sent */
+	       && (!server->pkt_remain || (server->pkt_action != KEEPER_ACTION_SEND && server->skip_remain));
 }
 
 void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
