@@ -35,6 +35,15 @@ static const char *lost_message(enum KeeperLost reason)
 	}
 }
 
+/* its peer has closed: nobody loses this session */
+static bool peer_is_gone(int fd)
+{
+	char byte;
+	ssize_t res = recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	return res == 0 || (res < 0 && errno != EAGAIN && errno != EINTR);
+}
+
 /* turn a slot that cannot go on into one that is being closed */
 static void end_lost(uint32_t slot, struct KeeperReady *ready)
 {
@@ -52,7 +61,7 @@ static void end_lost(uint32_t slot, struct KeeperReady *ready)
 	l->rx = a->read;
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
-	if (is_client && !cancel) {
+	if (is_client && !cancel && !peer_is_gone(a->fd)) {
 		ready->lost[a->reason]++;
 		log_warning("keeper: a client session could not go on: %s", lost_message(a->reason));
 	}
