@@ -137,9 +137,11 @@ static void enlist(PgSocket **list, unsigned n, uint64_t down_us)
 		const struct KeeperCopy *c = &keeper_adoptee[sk->keeper_slot].copy;
 		PgSocket *dst = c->dst ? keeper_adoptee[c->dst].sk : NULL;
 
-		sk->link = c->link ? keeper_adoptee[c->link].sk : NULL;
+		/* where one side is doomed, the other may have gone on to somebody else */
+		sk->link = c->link && keeper_adoptee[c->link].copy.link == sk->keeper_slot ? keeper_adoptee[c->link].sk : NULL;
 		sk->sbuf.dst = dst ? &dst->sbuf : NULL;
-		if (c->canceled_server && keeper_adoptee[c->canceled_server].sk) {
+		if (c->canceled_server && keeper_adoptee[c->canceled_server].copy.kind == KEEPER_SERVER
+		    && keeper_adoptee[c->canceled_server].sk) {
 			sk->canceled_server = keeper_adoptee[c->canceled_server].sk;
 			statlist_append(&sk->canceled_server->canceling_clients, &sk->cancel_head);
 		}
@@ -318,7 +320,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 			/* a cancel that may still arrive must not meet the next client's query */
 			uint32_t target = a->copy.canceled_server;
 
-			if (a->copy.state == CL_ACTIVE_CANCEL && target && keeper_adoptee[target].sk)
+			if (a->copy.state == CL_ACTIVE_CANCEL && target && keeper_adoptee[target].sk
+			    && is_server_socket(keeper_adoptee[target].sk))
 				keeper_adoptee[target].sk->close_needed = true;
 			end_lost(slot, ready);
 			if (a->sk)

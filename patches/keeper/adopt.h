@@ -9,6 +9,7 @@
 struct KeeperAdoptee {
 	struct KeeperCopy copy;		/* ours to adjust by the kernel's figures */
 	int fd;
+	bool damaged;			/* nothing but the token is left of the copy */
 	bool lost;			/* cannot go on */
 	enum KeeperLost reason;
 	uint64_t read, written;		/* kernel's figures, from registration on */
@@ -22,6 +23,15 @@ static inline bool keeper_is_socket(const struct KeeperCopy *copy)
 {
 	return copy->kind == KEEPER_CLIENT || copy->kind == KEEPER_SERVER;
 }
+
+/*
+ * plausible.c
+ */
+
+/* could PgBouncer have written this copy of a slot in use? */
+bool keeper_plausible(const struct KeeperCopy *copy, uint32_t slot);
+/* is it in the middle of handing bytes on to its dst? */
+bool keeper_is_sending(const struct KeeperCopy *copy);
 
 /*
  * judge.c

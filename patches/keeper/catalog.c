@@ -160,6 +160,9 @@ static PgPreparedStatement *statement_of(uint32_t unit)
 	memcpy(&query_id, data, sizeof(query_id));
 	data += sizeof(query_id);
 	len -= sizeof(query_id);
+	/* a text with its final zero, and an id from which one can count on */
+	if (!memchr(data, 0, len) || !query_id || query_id > INT64_MAX)
+		return NULL;
 
 	HASH_FIND(hh, prepared_statements, data, len, ps);
 	if (ps)
@@ -201,15 +204,23 @@ PgServerPreparedStatement *keeper_closing_statement(uint32_t blob)
 
 static bool read_server_entry(PgSocket *server, PgPreparedStatement *ps)
 {
-	PgServerPreparedStatement *server_ps = new_server_statement(ps);
+	PgServerPreparedStatement *server_ps;
 
+	HASH_FIND(hh, server->server_prepared_statements, &ps->query_id, sizeof(ps->query_id), server_ps);
+	if (server_ps)
+		return false;
+	server_ps = new_server_statement(ps);
 	return server_ps && add_prepared_statement(server, server_ps);
 }
 
 static bool read_client_entry(PgSocket *client, PgPreparedStatement *ps, const char *name, size_t len)
 {
-	PgClientPreparedStatement *client_ps = malloc(sizeof(*client_ps) + len + 1);
+	PgClientPreparedStatement *known, *client_ps;
 
+	HASH_FIND(hh, client->client_prepared_statements, name, len, known);
+	if (known || memchr(name, 0, len))
+		return false;
+	client_ps = malloc(sizeof(*client_ps) + len + 1);
 	if (!client_ps)
 		return false;
 	memcpy(client_ps->stmt_name, name, len);
@@ -228,8 +239,7 @@ bool keeper_catalog_read(PgSocket *sk, uint32_t unit, uint32_t used)
 	if (!unit)
 		return used == 0;
 	data = keeper_store_read_blob(&keeper_store, unit, KEEPER_BLOB_CATALOG, &len);
-	if (!data || used > keeper_blob_capacity(keeper_store_blob(&keeper_store, unit))
-	    || !keeper_store_keep_blob(&keeper_store, unit))
+	if (!data || used > keeper_blob_capacity(keeper_store_blob(&keeper_store, unit)))
 		return false;
 	for (end = data + used; data < end; ) {
 		struct KeeperCatalogEntry entry;

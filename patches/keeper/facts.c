@@ -166,6 +166,29 @@ void keeper_mark_pool(PgPool *pool)
 		keeper_store_mark(&keeper_store, pool->keeper_slot);
 }
 
+void keeper_pool_gone(PgPool *pool)
+{
+	if (pool->keeper_slot)
+		keeper_drop_slot(pool->keeper_slot);
+	pool->keeper_slot = 0;
+}
+
+void keeper_database_gone(PgDatabase *db)
+{
+	uint32_t slot;
+
+	if (!keeper_on || !keeper_store.header)
+		return;
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperLocal *l = &keeper_local[slot];
+
+		if (l->kind == KEEPER_USER && l->user_db == db) {
+			((PgCredentials *)l->object)->keeper_slot = 0;
+			keeper_drop_slot(slot);
+		}
+	}
+}
+
 void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db)
 {
 	if (!keeper_on || !credentials || !keeper_store.header)
@@ -174,7 +197,9 @@ void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db)
 		credentials->keeper_slot = keeper_new_slot(credentials, KEEPER_USER);
 		if (!credentials->keeper_slot)
 			return;
-		keeper_local[credentials->keeper_slot].user_db = db;
+		/* others are found without */
+		if (keeper_credentials_kind(credentials, db) != KEEPER_CRED_GLOBAL)
+			keeper_local[credentials->keeper_slot].user_db = db;
 	}
 	keeper_store_mark(&keeper_store, credentials->keeper_slot);
 }

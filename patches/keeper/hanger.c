@@ -488,9 +488,15 @@ void keeper_init(void)
 		die("keeper_socket and online restart (-R) cannot be used together: use 'pgkeeper handoff'");
 }
 
+static void wake_cb(evutil_socket_t sock, short flags, void *arg)
+{
+	/* that the loop turns is all: its maintenance serves who waits */
+}
+
 static void serve(struct KeeperAdopt *adopt)
 {
 	struct KeeperReady ready;
+	struct timeval at_once = { 0, 0 };
 	usec_t start = get_time_usec();
 
 	memset(&ready, 0, sizeof(ready));
@@ -502,6 +508,7 @@ static void serve(struct KeeperAdopt *adopt)
 	adopted = true;
 	state = LINK_ACTIVE;
 	keeper_adopt(held, n_held, adopt->down_us, &ready);
+	event_base_once(pgb_event_base, -1, EV_TIMEOUT, wake_cb, NULL, &at_once);
 	keeper_settle();
 	free(held);
 	held = NULL;

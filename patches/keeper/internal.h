@@ -7,8 +7,8 @@
 #include "keeper/figures.h"
 
 /* sbuf.c's WaitType and pkt_action, which the ledger keeps as numbers */
-enum { KEEPER_WAIT_NONE = 0, KEEPER_WAIT_RECV = 2, KEEPER_WAIT_SEND = 3 };
-enum { KEEPER_ACTION_SEND = 1 };
+enum { KEEPER_WAIT_NONE = 0, KEEPER_WAIT_RECV = 2, KEEPER_WAIT_SEND = 3, KEEPER_WAIT_ONCE = 4 };
+enum { KEEPER_ACTION_SEND = 1, KEEPER_ACTION_SKIP = 2, KEEPER_ACTION_CALL = 3 };
 
 /* tokens that pgbouncer makes itself, for server sockets */
 #define KEEPER_SERVER_TOKEN	(1ULL << 63)

@@ -49,41 +49,6 @@ void keeper_lose(uint32_t slot, enum KeeperLost reason)
 	log_debug("keeper: slot %u (kind %d, state %d) cannot go on: reason %d", slot, a->copy.kind, a->copy.state, reason);
 }
 
-static bool blob_ok(uint32_t unit, enum KeeperBlobKind kind, size_t *len_p)
-{
-	*len_p = 0;
-	return !unit || keeper_store_read_blob(&keeper_store, unit, kind, len_p);
-}
-
-/* do the copy's own numbers make sense? */
-static bool plausible(const struct KeeperCopy *c, uint32_t slot)
-{
-	uint32_t pkt_buf = keeper_store.header->pkt_buf;
-	size_t len;
-	bool state_ok = c->kind == KEEPER_CLIENT ? c->state > CL_JUSTFREE && c->state < SV_FREE
-			: c->state > SV_JUSTFREE && c->state <= SV_TESTED;
-
-	if (keeper_is_socket(c) && !state_ok)
-		return false;
-	if (c->io > keeper_store.header->iobufs || c->io_done > c->io_parse || c->io_parse > c->io_recv
-	    || c->io_recv > pkt_buf)
-		return false;
-	if (c->link > keeper_store.header->slots || c->dst > keeper_store.header->slots || c->pool > keeper_store.header->slots || c->canceled_server > keeper_store.header->slots || c->link == slot)
-		return false;
-	if (c->n_requests > sizeof(c->request))
-		return false;
-	if (c->outbox) {
-		if (!keeper_store_read_blob(&keeper_store, c->outbox, KEEPER_BLOB_OUTBOX, &len)
-		    || c->outbox_done > c->outbox_len
-		    || c->outbox_len > keeper_blob_capacity(keeper_store_blob(&keeper_store, c->outbox)))
-			return false;
-	}
-	if (!blob_ok(c->extra, KEEPER_BLOB_EXTRA, &len) || c->extra_done > len)
-		return false;
-	return blob_ok(c->requests, KEEPER_BLOB_REQUESTS, &len)
-	       && blob_ok(c->doom, KEEPER_BLOB_DOOM, &len) && (!keeper_is_socket(c) || blob_ok(c->record, KEEPER_BLOB_RECORD, &len));
-}
-
 static bool kernel_figures(uint32_t slot, struct KeeperAdoptee *a)
 {
 	const struct KeeperSlot *shared = &keeper_store.slot[slot];
@@ -109,6 +74,8 @@ static bool consume(struct KeeperAdoptee *source, uint64_t bytes)
 	size_t len;
 	bool extra_first = !(c->flags & KEEPER_F_QUEUE_AFTER);
 
+	if (!keeper_is_socket(c))
+		return false;
 	if (c->extra && keeper_store_read_blob(&keeper_store, c->extra, KEEPER_BLOB_EXTRA, &len))
 		extra_left = len - c->extra_done;
 	if (bytes > extra_left + io_left)
@@ -129,11 +96,11 @@ static bool consume(struct KeeperAdoptee *source, uint64_t bytes)
 /* where did the recv that lies beyond the commit put its bytes? */
 static bool find_read(uint32_t slot, struct KeeperCopy *c, const struct KeeperActRecord *act)
 {
-	const struct KeeperRead *note;
+	const struct KeeperRead *note = keeper_store_read_note(&keeper_store, slot);
 
-	if (act->act == KEEPER_ACT_RECV && act->slot == slot)
+	/* a note is younger than the commit: what that announced has found nothing to read */
+	if (!note && act->act == KEEPER_ACT_RECV && act->slot == slot)
 		return c->io != 0;
-	note = keeper_store_read_note(&keeper_store, slot);
 	if (!note || note->rx != c->rx || !note->iobuf || note->iobuf > keeper_store.header->iobufs
 	    || note->position > keeper_store.header->pkt_buf)
 		return false;
@@ -189,20 +156,37 @@ void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
 	struct KeeperCopy *c = &a->copy;
 
-	if (!keeper_is_socket(c))
+	if (!keeper_is_socket(c) || a->damaged)
 		return;
 	if (c->flags & KEEPER_F_CONSOLE)
 		keeper_lose(slot, KEEPER_LOST_CONSOLE);
 	else if (c->flags & KEEPER_F_VOLATILE)
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-	else if (c->pool && !keeper_local[c->pool].object)
+	else if (c->pool && (keeper_local[c->pool].kind != KEEPER_POOL || !keeper_local[c->pool].object))
 		keeper_lose(slot, KEEPER_LOST_CONFIG);
-	else if (c->kind == KEEPER_SERVER && !c->pool)
-		keeper_lose(slot, KEEPER_LOST_DAMAGED);
 	else if (c->kind == KEEPER_SERVER && c->state == SV_BEING_CANCELED)
 		/* a cancel is on its way that nobody watches any more */
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 	reconcile(slot, act);
+}
+
+/* both sides of a link change in one commit, unless one is doomed */
+static bool link_ok(uint32_t slot, const struct KeeperAdoptee *a, const struct KeeperAdoptee *other)
+{
+	const struct KeeperCopy *client = a->copy.kind == KEEPER_CLIENT ? &a->copy : &other->copy;
+	const struct KeeperCopy *server = a->copy.kind == KEEPER_CLIENT ? &other->copy : &a->copy;
+
+	if (client->kind != KEEPER_CLIENT || server->kind != KEEPER_SERVER)
+		return false;
+	if (other->damaged || ((a->copy.flags | other->copy.flags) & KEEPER_F_DOOMED))
+		return true;
+	if (other->copy.link != slot)
+		return false;
+	/* a login asks in a pool of auth_dbname */
+	if (client->state == CL_ACTIVE && client->pool != server->pool)
+		return false;
+	return client->wait_type != KEEPER_WAIT_NONE || client->state != CL_ACTIVE
+	       || (server->flags & KEEPER_F_SETTING_VARS);
 }
 
 /* who depends on a lost one is lost as well */
@@ -220,8 +204,7 @@ void keeper_judge_links(void)
 				continue;
 			if (a->copy.link) {
 				other = &keeper_adoptee[a->copy.link];
-				if (!keeper_is_socket(&other->copy) || other->copy.kind == a->copy.kind
-				    || (other->copy.link != slot && !((a->copy.flags | other->copy.flags) & KEEPER_F_DOOMED)))
+				if (!link_ok(slot, a, other))
 					keeper_lose(slot, KEEPER_LOST_DAMAGED);
 				else if (other->lost)
 					keeper_lose(slot, other->reason);
@@ -229,13 +212,9 @@ void keeper_judge_links(void)
 				   && !(a->copy.flags & (KEEPER_F_READY | KEEPER_F_DOOMED))) {
 				keeper_lose(slot, KEEPER_LOST_DAMAGED);
 			}
-			if (!a->lost && a->copy.dst && (a->copy.pkt_remain || a->copy.io_parse > a->copy.io_done)
-			    && a->copy.pkt_action == KEEPER_ACTION_SEND) {
-				/* in the middle of a message to somebody else */
-				other = &keeper_adoptee[a->copy.dst];
-				if (a->copy.dst != a->copy.link || other->lost)
-					keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-			}
+			/* in the middle of a message to somebody else */
+			if (!a->lost && keeper_is_sending(&a->copy) && (!a->copy.dst || a->copy.dst != a->copy.link))
+				keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 			again |= a->lost;
 		}
 	}
@@ -247,14 +226,12 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 {
 	const struct KeeperCopy *c = &a->copy, *server;
 
-	if (a->written != c->tx || c->outbox_len != c->outbox_done)
+	if (a->damaged || a->written != c->tx || c->outbox_len != c->outbox_done)
 		return false;
 	if (!c->link)
 		return true;
 	server = &keeper_adoptee[c->link].copy;
-	return server->kind == KEEPER_SERVER && !server->extra && server->io_done == server->io_parse
-	       /* of a packet that is skipped in part, the rest is sent */
-	       && (!server->pkt_remain || (server->pkt_action != KEEPER_ACTION_SEND && server->skip_remain));
+	return server->kind == KEEPER_SERVER && !keeper_adoptee[c->link].damaged && !keeper_is_sending(server);
 }
 
 void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
@@ -272,6 +249,24 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
 	l->tx += gone;
 }
 
+/* what is left of a damaged slot is its socket, if that is really its own */
+static void condemn(uint32_t slot, struct KeeperHeld *held, unsigned n_held)
+{
+	struct KeeperAdoptee *a = &keeper_adoptee[slot];
+	uint64_t token = a->copy.token;
+
+	log_warning("keeper: slot %u of the ledger is damaged", slot);
+	memset(&a->copy, 0, sizeof(a->copy));
+	keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	if (!(token & KEEPER_SERVER_TOKEN) && token > keeper_store.watermark)
+		return;
+	a->fd = take_fd(held, n_held, token);
+	if (a->fd < 0)
+		return;
+	a->copy.token = token;
+	a->copy.kind = token & KEEPER_SERVER_TOKEN ? KEEPER_SERVER : KEEPER_CLIENT;
+}
+
 void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 {
 	uint32_t slot;
@@ -287,15 +282,18 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 			a->copy.kind = KEEPER_FREE;
 		if (a->copy.kind == KEEPER_FREE)
 			continue;
-		if (a->copy.check != keeper_check(&a->copy) || !plausible(&a->copy, slot)) {
-			log_warning("keeper: slot %u of the ledger is damaged", slot);
-			keeper_lose(slot, KEEPER_LOST_DAMAGED);
-		}
-		if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
+		if (a->copy.check != keeper_check(&a->copy) || !keeper_plausible(&a->copy, slot)) {
+			a->damaged = true;
+		} else if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
 			a->fd = take_fd(held, n_held, a->copy.token);
 			/* released, but not committed as free */
 			if (a->fd < 0)
 				a->copy.kind = KEEPER_FREE;
 		}
+	}
+	/* a damaged token may be another's, so these come last */
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		if (keeper_adoptee[slot].damaged)
+			condemn(slot, held, n_held);
 	}
 }

@@ -71,6 +71,9 @@ void keeper_socket_freed(PgSocket *sk);
 void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *reason);
 /* pool's welcome message, original parameters or pause state have changed */
 void keeper_mark_pool(PgPool *pool);
+/* the object's memory is about to be freed */
+void keeper_pool_gone(PgPool *pool);
+void keeper_database_gone(PgDatabase *db);
 /* credentials were learnt at run time: auth_query, PAM, SCRAM keys */
 void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db);
 /* SET on the console; RELOAD sets every reloadable key anew */

@@ -13,10 +13,12 @@
  * Rebuilding.
  */
 
-static void rebuild_requests(PgSocket *server, const struct KeeperCopy *c)
+/* false: damaged */
+static bool rebuild_requests(PgSocket *server, const struct KeeperCopy *c)
 {
 	const struct KeeperRequest *entry = NULL;
 	size_t len = 0, n, i;
+	bool is_damaged = false;
 
 	if (c->requests)
 		entry = (const struct KeeperRequest *)
@@ -30,26 +32,30 @@ static void rebuild_requests(PgSocket *server, const struct KeeperCopy *c)
 		if (entry) {
 			request->type = entry[i].type;
 			request->action = entry[i].action;
-			if (entry[i].closing)
-				request->server_ps = keeper_closing_statement(entry[i].statement);
-			else
+			if (!entry[i].closing)
 				request->server_ps_query_id = entry[i].query_id;
+			else
+				request->server_ps = keeper_closing_statement(entry[i].statement);
+			is_damaged |= entry[i].closing && !request->server_ps;
 		} else {
 			request->type = (c->request[i] & 0x3f) + 0x40;
 			request->action = c->request[i] >> 6;
 		}
+		is_damaged |= request->action > RA_FAKE;
 		statlist_append(&server->outstanding_requests, &request->node);
 	}
+	return !is_damaged;
 }
 
 static bool rebuild_scram(struct ScramState *scram, uint32_t unit)
 {
 	struct KeeperUnpack unpack = { NULL, 0, false };
+	uint8_t adhoc;
 
 	if (!unit)
 		return true;
 	unpack.data = keeper_store_read_blob(&keeper_store, unit, KEEPER_BLOB_SCRAM, &unpack.len);
-	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, unit))
+	if (!unpack.data)
 		return false;
 	scram->client_nonce = keeper_unpack_strdup(&unpack);
 	scram->client_first_message_bare = keeper_unpack_strdup(&unpack);
@@ -58,33 +64,45 @@ static bool rebuild_scram(struct ScramState *scram, uint32_t unit)
 	scram->server_first_message = keeper_unpack_strdup(&unpack);
 	scram->salt = keeper_unpack_strdup(&unpack);
 	keeper_unpack(&unpack, &scram->cbind_flag, sizeof(scram->cbind_flag));
-	keeper_unpack(&unpack, &scram->adhoc, sizeof(scram->adhoc));
+	keeper_unpack(&unpack, &adhoc, sizeof(adhoc));
+	scram->adhoc = adhoc != 0;
 	keeper_unpack(&unpack, &scram->iterations, sizeof(scram->iterations));
 	keeper_unpack(&unpack, scram->ClientKey, sizeof(scram->ClientKey));
 	keeper_unpack(&unpack, scram->StoredKey, sizeof(scram->StoredKey));
 	keeper_unpack(&unpack, scram->ServerKey, sizeof(scram->ServerKey));
-	return !unpack.failed;
+	return !unpack.failed && scram->client_nonce && scram->client_first_message_bare && scram->server_nonce
+	       && scram->server_first_message && scram->salt;
 }
 
-static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record)
+static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record, bool is_login)
 {
 	struct KeeperUnpack unpack = { NULL, 0, false };
 	PktHdr *pkt = &sk->packet_cb_state.pkt;
+	bool is_whole = record->packet_flag == CB_HANDLE_COMPLETE_PACKET;
 	uint32_t head[2];
+	size_t capacity;
 
+	if (record->packet_flag > CB_HANDLE_COMPLETE_PACKET)
+		return false;
 	sk->packet_cb_state.flag = record->packet_flag;
 	if (!record->packet)
-		return true;
+		return !is_whole;
 	unpack.data = keeper_store_read_blob(&keeper_store, record->packet, KEEPER_BLOB_PACKET, &unpack.len);
-	if (!unpack.data || !keeper_store_keep_blob(&keeper_store, record->packet)
-	    || record->packet_used > keeper_blob_capacity(keeper_store_blob(&keeper_store, record->packet)))
+	if (!unpack.data || record->packet_flag == CB_NONE)
+		return false;
+	capacity = keeper_blob_capacity(keeper_store_blob(&keeper_store, record->packet));
+	if (record->packet_used > capacity)
 		return false;
 	unpack.len = record->packet_used;
 	keeper_unpack(&unpack, head, sizeof(head));
 	pkt->type = head[0];
 	pkt->len = head[1];
+	/* its blob has had room for the whole of it from the beginning */
+	if (unpack.failed || !pkt->type || pkt->len > capacity - sizeof(head) || unpack.len > pkt->len
+	    || unpack.len < (is_login ? OLD_HEADER_LEN : NEW_HEADER_LEN) || (is_whole && unpack.len != pkt->len))
+		return false;
 	mbuf_init_dynamic(&pkt->data);
-	return !unpack.failed && unpack.len <= pkt->len && mbuf_make_room(&pkt->data, pkt->len)
+	return mbuf_make_room(&pkt->data, pkt->len)
 	       && mbuf_write(&pkt->data, unpack.data, unpack.len);
 }
 
@@ -122,6 +140,30 @@ void keeper_rebuild_counts(PgSocket *sk, uint32_t flags)
 	}
 }
 
+/* a blob that the true copy names: ours until the next commit has replaced it */
+static uint32_t keep(uint32_t slot, uint32_t unit)
+{
+	if (!unit)
+		return 0;
+	if (keeper_store_keep_blob(&keeper_store, unit))
+		return unit;
+	keeper_lose(slot, KEEPER_LOST_DAMAGED);
+	return 0;
+}
+
+/* is the pool one of the database that the record names? */
+static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
+{
+	const PgPool *pool = c->pool ? keeper_local[c->pool].object : NULL;
+
+	if (!pool)
+		return true;
+	/* a cancel request may be on its way to a peer */
+	if (c->state == CL_WAITING_CANCEL || c->state == CL_ACTIVE_CANCEL)
+		return true;
+	return pool->db == db && !pool->db->peer_id;
+}
+
 /* a PgSocket in no list yet; NULL: lost, with the reason set */
 PgSocket *keeper_rebuild(uint32_t slot)
 {
@@ -144,7 +186,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	if (keeper_unpack_string(&unpack, credentials_db, sizeof(credentials_db)))
 		db = find_or_register_database(NULL, credentials_db);
 	has_db = keeper_unpack_string(&unpack, db_name, sizeof(db_name));
-	if (unpack.failed)
+	if (unpack.failed || record.auth_type > AUTH_TYPE_REJECT || record.replication > REPLICATION_PHYSICAL)
 		return keeper_lose(slot, KEEPER_LOST_DAMAGED), NULL;
 	if (record.cred_kind != KEEPER_CRED_NONE) {
 		credentials = keeper_find_credentials(record.cred_kind, name, db);
@@ -161,6 +203,8 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		if (credentials || (c->state != CL_LOGIN && c->state != CL_WAITING_CANCEL))
 			return keeper_lose(slot, KEEPER_LOST_CONFIG), NULL;
 	}
+	if (!pool_ok(c, db))
+		return keeper_lose(slot, KEEPER_LOST_DAMAGED), NULL;
 
 	sk = slab_alloc(is_server ? server_cache : client_cache);
 	if (!sk)
@@ -215,35 +259,24 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		if (!mbuf_write(&sk->sbuf.extra_packets, extra + c->extra_done, len - c->extra_done))
 			keeper_lose(slot, KEEPER_LOST_RESOURCES);
 	}
-	if (!keeper_read_vars(&unpack, record.n_vars, &sk->vars)
+	l->catalog.blob = keep(slot, record.catalog);
+	l->catalog.used = l->catalog.blob ? record.catalog_used : 0;
+	l->scram = keep(slot, record.scram);
+	l->packet = keep(slot, record.packet);
+	if (a->lost || !keeper_read_vars(&unpack, record.n_vars, &sk->vars)
 	    || !keeper_catalog_read(sk, record.catalog, record.catalog_used)
-	    || !rebuild_scram(&sk->scram_state, record.scram) || !rebuild_packet(sk, &record))
+	    || !rebuild_scram(&sk->scram_state, record.scram) || !rebuild_packet(sk, &record, c->state == CL_LOGIN))
 		keeper_lose(slot, KEEPER_LOST_DAMAGED);
-	if (is_server)
-		rebuild_requests(sk, c);
+	if (is_server && !rebuild_requests(sk, c))
+		keeper_lose(slot, KEEPER_LOST_DAMAGED);
 	if (record.id > last_pgsocket_id)
 		last_pgsocket_id = record.id;
 
 	l->object = sk;
 	l->flush_due = c->flags & KEEPER_F_FLUSH_DUE;
-	l->catalog.blob = record.catalog;
-	l->catalog.used = record.catalog_used;
-	l->scram = record.scram;
-	l->packet = record.packet;
 	l->packet_flag = record.packet_flag;
 	l->packet_written = mbuf_written(&sk->packet_cb_state.pkt.data);
 	return sk;
-}
-
-/* a blob that the true copy names: ours until the next commit has replaced it */
-static uint32_t keep(uint32_t slot, uint32_t unit)
-{
-	if (!unit)
-		return 0;
-	if (unit <= keeper_store.header->units && keeper_store_keep_blob(&keeper_store, unit))
-		return unit;
-	keeper_lose(slot, KEEPER_LOST_DAMAGED);
-	return 0;
 }
 
 void keeper_adopt_local(uint32_t slot)

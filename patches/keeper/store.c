@@ -295,6 +295,12 @@ const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store)
 	return &store->header->act[store->epoch & 1];
 }
 
+/* whoever reads it next finds it damaged, also if we die before we have dealt with that */
+static void disown(struct KeeperCopy *copy)
+{
+	copy->check = ~keeper_check(copy);
+}
+
 void keeper_store_recover(struct KeeperStore *store)
 {
 	uint32_t slot;
@@ -306,10 +312,16 @@ void keeper_store_recover(struct KeeperStore *store)
 		struct KeeperCopy *copy = store->slot[slot].copy;
 
 		for (i = 0; i < 2; i++) {
+			/* nobody has come further than to the next one: what would stand in is older than the truth */
+			if (copy[i].epoch > store->epoch + 1)
+				disown(&copy[!i]);
 			if (copy[i].epoch > store->epoch)
 				copy[i].epoch = 0;
 		}
-		store->current[slot] = copy[1].epoch > copy[0].epoch;
+		store->current[slot] = i = copy[1].epoch > copy[0].epoch;
+		/* one that was being filled has epoch 0: this one was written over, and may be the newer one */
+		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i]))
+			disown(&copy[i]);
 	}
 }
 
@@ -401,7 +413,8 @@ const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store,
 {
 	unsigned i;
 
-	for (i = 0; i < KEEPER_READS; i++) {
+	/* the youngest: an earlier one may have found nothing to read */
+	for (i = KEEPER_READS; i-- > 0; ) {
 		const struct KeeperRead *note = &store->header->read[i];
 
 		if (note->epoch == store->epoch && note->slot == slot)
@@ -451,6 +464,8 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 		struct KeeperCopy *copy = &store->slot[s].copy[!store->current[s]];
 #endif
 
+		/* from here on it is neither what it was nor what it will be */
+		copy->epoch = 0;
 		serialize(s, copy);
 		copy->epoch = epoch;
 		copy->check = keeper_check(copy);

@@ -141,7 +141,7 @@ static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
 bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t token, uint64_t rx,
 			    uint32_t iobuf, uint32_t position);
 
-/* the note about this slot that the commit word has not outlived, or NULL */
+/* the youngest note about this slot that the commit word has not outlived, or NULL */
 const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot);
 
 /*
