@@ -1,0 +1,220 @@
+"""Runs PgBouncer's own pytest suite, as it comes with the source, against a given binary."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from testbed.account import give
+from testbed.errors import LeftBehindError, NotFoundError, ProcessFailedError
+from testbed.pginstall import PgInstall, installation, usable_installation
+from testbed.process import Process
+from testbed.waiting import wait_until
+from tests.suites.interpreter import usable_interpreter
+from tests.suites.outcomes import functions_in, read_junit, read_left_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from testbed.rundir import RunDir
+    from tests.suites.interpreter import Interpreter
+    from tests.suites.outcomes import Outcome
+
+Part = Literal["plain", "tls"]
+
+LEFT_OUT = read_left_out(Path(__file__).with_name("left_out.toml"))
+
+# Nearly all of its time the suite sleeps: two processors bear four at once.
+_WORKERS = 4
+_PATIENCE_S = 15 * 60.0
+_DEBIAN = Path("/usr/lib/postgresql")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What ran and how it ended. `tree` is the copy of upstream's files that ran."""
+
+    outcomes: dict[str, Outcome]
+    tree: Path
+    part: Part
+
+    def expected(self) -> list[str]:
+        """FILE::FUNCTION of every test that this part of the suite consists of."""
+        wanted = self.part == "tls"
+        return [
+            test for test in functions_in(self.tree / "test") if LEFT_OUT.needs_tls(test) is wanted
+        ]
+
+
+class UpstreamSuite:
+    """The suite of one source tree, run as often as wanted in one run's directory."""
+
+    def __init__(self, run_dir: RunDir, source: Path) -> None:
+        self._run_dir = run_dir
+        self._source = source
+        self._ports = run_dir.path / "suite-ports"
+
+    def copy(self, name: str, binary: Path) -> Path:
+        """What of the source tree the suite reads, beside `binary`, owned by the account.
+
+        The suite expects the executable in the folder above its own, makes its certificates in
+        its own, and reads a limit and the TLS support from the source. `name` must be new.
+        """
+        tree = self._run_dir.folder(name)
+        for part in ("test", "pyproject.toml", "config.mak", "include/bouncer.h"):
+            source, target = self._source / part, tree / part
+            target.parent.mkdir(exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target)
+            else:
+                shutil.copyfile(source, target)
+        shutil.copyfile(binary, tree / "pgbouncer")
+        (tree / "pgbouncer").chmod(0o755)
+        for path in (tree, *tree.rglob("*")):
+            give(path, self._run_dir.account)
+        return tree
+
+    def run(self, tree: Path, part: Part, only: Sequence[str] = ()) -> Run:
+        """Run a part of the suite (`only` these tests of it, if given) in a tree from `copy`.
+
+        Raises `ProcessFailedError` if pytest itself fails, `NotFoundError` if the machine lacks
+        something, `LeftBehindError` if something still runs afterwards.
+        """
+        name = f"{tree.name}-{part}"
+        postgres = tls_installation() if part == "tls" else usable_installation(self._run_dir)
+        if postgres is None:
+            raise NotFoundError("a PostgreSQL with OpenSSL", "apt-get install postgresql")
+        python = usable_interpreter(self._run_dir)
+        log = self._run_dir.path / f"{name}.log"
+        report = tree / f"{part}.xml"
+        with _alone():
+            process = Process(
+                self._run_dir,
+                name,
+                [*_command(python, tree, part, report), *_selection(tree, part, only)],
+                output=log,
+                env=self._environment(tree, postgres, python),
+            )
+            try:
+                code = process.wait(_PATIENCE_S)
+            finally:
+                if process.running:
+                    # pytest ends its servers when it is interrupted.
+                    process.stop(signal.SIGINT, 60.0)
+        # 1: tests have failed, which is for the caller to judge.
+        if code not in (0, 1):
+            raise ProcessFailedError(name, f"pytest ended with {code}", log.read_text()[-5000:])
+        if left := self._run_dir.processes(name):
+            raise LeftBehindError("PgBouncer's own suite", left)
+        # Half a gigabyte of clusters.
+        shutil.rmtree(tree / part[0])
+        return Run(read_junit(report), tree, part)
+
+    def _environment(self, tree: Path, postgres: PgInstall, python: Interpreter) -> dict[str, str]:
+        if not self._ports.exists():
+            # The suite's locks on ports are files in the temporary folder.
+            self._ports.mkdir(mode=0o755)
+            give(self._ports, self._run_dir.account)
+        libraries = [str(folder) for folder in python.libraries]
+        if (postgres.bin_dir.parent / "lib" / "libpq.so.5").exists():
+            libraries.append(str(postgres.bin_dir.parent / "lib"))
+        if inherited := os.environ.get("LD_LIBRARY_PATH"):
+            libraries.append(inherited)
+        return {
+            "PATH": f"{postgres.bin_dir}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": ":".join(libraries),
+            "PYTHONPATH": str(python.packages),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONIOENCODING": "utf8",
+            "PYTHONWARNINGS": "",
+            "PYTEST_ADDOPTS": "",
+            # libpq looks for certificates below it.
+            "HOME": str(tree),
+            "TMPDIR": str(self._ports),
+            "HAVE_IPV6_LOCALHOST": "yes" if "ipv6" in facilities() else "",
+            "USE_SUDO": "",
+            "ENABLE_VALGRIND": "",
+        }
+
+
+def facilities() -> frozenset[str]:
+    """What this machine lets the suite use, by the names in left_out.toml.
+
+    `network`, the control of it, is never given, even to root.
+    """
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return frozenset()
+    return frozenset({"ipv6"})
+
+
+def tls_installation() -> PgInstall | None:
+    """A PostgreSQL with psql, built with OpenSSL: the test bed's, else the newest of Debian's."""
+    return next((found for found in _installations() if _has_tls(found)), None)
+
+
+def _installations() -> Iterator[PgInstall]:
+    yield installation()
+    versions = [path for path in _DEBIAN.glob("*") if path.name.isdigit()]
+    for path in sorted(versions, key=lambda path: int(path.name), reverse=True):
+        yield PgInstall(path / "bin", int(path.name))
+
+
+def _has_tls(found: PgInstall) -> bool:
+    programs = [found.program(name) for name in ("postgres", "initdb", "psql")]
+    if not all(program.is_file() for program in programs):
+        return False
+    linked = subprocess.run(
+        ["ldd", *programs[:1]], check=False, capture_output=True, text=True
+    ).stdout
+    return re.search(r"\blibssl\b", linked) is not None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for any other suite on this machine: all take their ports from 10201 upwards, and look
+    whether a port is free long before they bind it.
+
+    The lock is an abstract socket address: it leaves no file and cannot outlive its process.
+    """
+    with socket.socket(socket.AF_UNIX) as lock:
+
+        def locked() -> bool:
+            try:
+                lock.bind("\0pgkeeper-pgbouncer-suite")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                return False
+            return True
+
+        wait_until(locked, what="another PgBouncer suite ends", seconds=_PATIENCE_S, poll_s=0.5)
+        yield
+
+
+def _command(python: Interpreter, tree: Path, part: Part, report: Path) -> list[str | Path]:
+    return [
+        *(python.executable, "-S", "-m", "pytest", "-p", "no:cacheprovider", "-q"),
+        *("--numprocesses", str(_WORKERS), "--dist", "worksteal"),
+        *("--override-ini", "junit_family=xunit2", f"--junitxml={report}"),
+        # A short path: a Unix socket's may have 107 bytes.
+        f"--basetemp={tree / part[0]}",
+    ]
+
+
+def _selection(tree: Path, part: Part, only: Sequence[str]) -> list[str]:
+    """Absolute paths: the suite changes the working directory while it is loaded."""
+    if only or part == "tls":
+        return [f"{tree}/test/{test}" for test in only or LEFT_OUT.tls]
+    return [f"{tree}/test", *(f"--deselect=test/{test}" for test in LEFT_OUT.tls)]

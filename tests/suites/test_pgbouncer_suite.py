@@ -1,0 +1,117 @@
+"""PgBouncer's own suite passes on our binary with the keeper off, as it does on the unpatched one.
+
+The suite and its ini are upstream's files, unchanged: no `keeper_socket`, so no hanger.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from pgkeeper.bouncer.build import VANILLA, binary, source_dir
+from testbed import binaries
+from tests.suites.outcomes import complaints, differences
+from tests.suites.runner import LEFT_OUT, UpstreamSuite, facilities, tls_installation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from testbed.rundir import RunDir
+    from tests.suites.runner import Part, Run
+
+# A run takes two and a half minutes, nearly all of them slept; a busy machine may need more.
+pytestmark = pytest.mark.timeout(30 * 60)
+
+PARTS = ["plain", "tls"]
+
+
+class RunOnce(Protocol):
+    """Runs a part of the suite on PgBouncer with or without our patches; once a session."""
+
+    def __call__(self, *, patched: bool, part: Part) -> Run: ...
+
+
+@pytest.fixture(scope="session")
+def suite(run_dir: RunDir) -> UpstreamSuite:
+    """The suite of the unpatched source: our patches have no say in what it tests."""
+    binary(VANILLA)
+    return UpstreamSuite(run_dir, source_dir(VANILLA))
+
+
+@pytest.fixture(scope="session")
+def run_once(suite: UpstreamSuite) -> RunOnce:
+    """See `RunOnce`."""
+
+    @functools.cache
+    def copy(*, patched: bool) -> Path:
+        program = binaries.patched() if patched else binaries.vanilla()
+        version = subprocess.run([program, "--version"], check=True, capture_output=True, text=True)
+        assert ("keeper:" in version.stdout) is patched
+        return suite.copy("ours" if patched else "theirs", program)
+
+    @functools.cache
+    def run(*, patched: bool, part: Part) -> Run:
+        return suite.run(copy(patched=patched), part)
+
+    return run
+
+
+def need(part: Part) -> None:
+    """Skip the test if the machine cannot run this part."""
+    if part == "tls" and tls_installation() is None:
+        pytest.skip("no PostgreSQL with OpenSSL here: apt-get install postgresql")
+
+
+def judge(run: Run) -> None:
+    """Fail unless every test passed or is left out for a reason given in left_out.toml."""
+    for test, outcome in run.outcomes.items():
+        if outcome.status == "failed":
+            print(f"--- {test}\n{outcome.output}")
+    statuses = [outcome.status for outcome in run.outcomes.values()]
+    print(*(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))), sep=", ")
+    assert complaints(run.outcomes, run.expected(), LEFT_OUT, facilities()) == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_suite_passes_on_the_patched_binary(run_once: RunOnce, part: Part) -> None:
+    need(part)
+    judge(run_once(patched=True, part=part))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_suite_ends_the_same_on_the_unpatched_binary(run_once: RunOnce, part: Part) -> None:
+    need(part)
+    theirs = run_once(patched=False, part=part)
+    judge(theirs)
+    ours = run_once(patched=True, part=part)
+    assert differences(ours.outcomes, theirs.outcomes, LEFT_OUT) == []
+
+
+@pytest.mark.slow
+def test_what_is_left_out_is_skipped_on_the_unpatched_binary_too(run_once: RunOnce) -> None:
+    theirs = run_once(patched=False, part="plain").outcomes
+    missing = [entry for entry in LEFT_OUT.skipped if entry.facility not in facilities()]
+    assert missing
+    for entry in missing:
+        for test in entry.tests:
+            assert LEFT_OUT.skips(test, theirs[test], facilities()), test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(LEFT_OUT.racing)))
+def test_what_races_can_fail_on_the_unpatched_binary_too(suite: UpstreamSuite, number: int) -> None:
+    entry = LEFT_OUT.racing[number]
+    tree = suite.copy(f"race-{number}", binaries.vanilla())
+    path = tree / "test" / entry.test.partition("::")[0]
+    text = path.read_text()
+    assert text.count(entry.found) == 1
+    assert entry.found.count("\n") == entry.forced.count("\n")
+    path.write_text(text.replace(entry.found, entry.forced))
+    outcomes = suite.run(tree, "plain", only=[entry.test]).outcomes
+    assert set(outcomes) == {entry.test}
+    outcome = outcomes[entry.test]
+    assert entry.excuses(entry.test, outcome), f"{outcome.status}: {outcome.message}"
