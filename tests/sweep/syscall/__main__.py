@@ -1,0 +1,77 @@
+"""One sweep by hand, with every difference in full: `python -m tests.sweep.syscall simple`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+from pathlib import Path
+
+from testbed import binaries
+from testbed.postgres import Postgres
+from testbed.rundir import RunDir
+from tests.sweep.syscall.bed import KeeperFactory, prepare
+from tests.sweep.syscall.sweep import Report, Sweep, between, every, twice
+from tests.sweep.syscall.tracer import Point, build_tracer
+from tests.sweep.syscall.workloads import WORKLOADS
+
+_PLANS = {"every": every, "between": between, "twice": twice}
+
+
+def main() -> int:
+    """Run it; the exit status is 1 if anything differed."""
+    options = _options()
+    names = options.workload or [workload.name for workload in WORKLOADS]
+    more = dict(setting.split("=", 1) for setting in options.set)
+    reports = []
+    with RunDir() as run_dir, Postgres(run_dir, log_statement="all") as postgres:
+        prepare(postgres)
+        program = build_tracer(run_dir.path)
+        with (
+            contextlib.closing(postgres.connect()) as watcher,
+            KeeperFactory(run_dir, postgres, options.pgbouncer or binaries.patched()) as factory,
+        ):
+            for workload in (one for one in WORKLOADS if one.name in names):
+                make = factory.maker(workload, standby=options.standby, more=more)
+                sweep = Sweep(workload, make, postgres, watcher, program)
+                reports.append(_watch(sweep, options))
+    return any(report.differences for report in reports)
+
+
+def _watch(sweep: Sweep, options: argparse.Namespace) -> Report:
+    plan = _PLANS[options.plan](options.step, options.start)
+    if options.point:
+        call, where, *steps = options.point.split(",")
+        point = Point(int(call), where == "exit", int(steps[0]) if steps else 0)
+        plan = itertools.repeat((point, None), options.step)
+    shown = 0
+
+    def show(report: Report) -> None:
+        nonlocal shown
+        for text in report.differences[shown:]:
+            print(text, flush=True)
+        shown = len(report.differences)
+        if report.points % 500 == 0:
+            print(f"{report.workload}: {report.points}, {shown} differ", flush=True)
+
+    report = sweep.over(plan, at_most=options.at_most, watch=show)
+    print(f"## {str(report).splitlines()[0]}, {report.kills} kills", flush=True)
+    return report
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.sweep.syscall", description=__doc__)
+    parser.add_argument("workload", nargs="*", help="all, if none is named")
+    parser.add_argument("--plan", choices=_PLANS, default="every")
+    parser.add_argument("--step", type=int, default=1, help="try each STEP-th point")
+    parser.add_argument("--start", type=int, default=0, help="leave out the first START points")
+    parser.add_argument("--point", help="CALL,entry|exit[,STEPS]: this one alone, STEP times")
+    parser.add_argument("--pgbouncer", type=Path, help="another binary than the built one")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="ini")
+    parser.add_argument("--standby", action="store_true")
+    parser.add_argument("--at-most", type=int, default=10, help="differences of one workload")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
