@@ -308,6 +308,8 @@ void keeper_store_recover(struct KeeperStore *store)
 
 	store->epoch = __atomic_load_n(&store->header->commit, __ATOMIC_ACQUIRE);
 	store->watermark = keeper_store_act(store)->watermark;
+	/* the dead one's notes stand until our first commit: write over none of them */
+	store->n_reads = KEEPER_READS;
 	for (slot = 1; slot <= store->header->slots; slot++) {
 		struct KeeperCopy *copy = store->slot[slot].copy;
 
