@@ -15,7 +15,8 @@ RUN = Path(__file__).resolve().parents[3] / ".ci" / "run"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / ".ci").mkdir()
-    shutil.copy(RUN, tmp_path / ".ci/run")
+    for name in ("run", "run.py"):
+        shutil.copy(RUN.with_name(name), tmp_path / ".ci" / name)
     os.mkfifo(tmp_path / "alive")
     return tmp_path
 
@@ -27,7 +28,7 @@ def dev(checkout: Path, script: str) -> None:
 
 
 def run(checkout: Path) -> subprocess.CompletedProcess[str]:
-    command = [checkout / ".ci/run"]
+    command = ["bash", checkout / ".ci/run"]  # as CI calls it
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -43,7 +44,7 @@ def test_a_daemon_left_behind_is_named_and_ended(checkout: Path) -> None:
     # A session of its own and no parent: what daemons do to get away.
     daemon = "exec 3>alive; echo > ready; exec sleep 600"
     dev(checkout, f"setsid -f sh -c '{daemon}' >/dev/null 2>&1; read line < ready")
-    with subprocess.Popen([checkout / ".ci/run"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(["bash", checkout / ".ci/run"], stderr=subprocess.PIPE, text=True) as process:
         with (checkout / "alive").open() as alive:
             assert alive.read() == ""  # returns when the daemon is gone
         assert process.wait(timeout=60) == 0
@@ -52,8 +53,8 @@ def test_a_daemon_left_behind_is_named_and_ended(checkout: Path) -> None:
 
 
 def test_the_time_limit_ends_everything(checkout: Path) -> None:
-    script = (checkout / ".ci/run").read_text()
-    (checkout / ".ci/run").write_text(script.replace("LIMIT_S = 90 * 60", "LIMIT_S = 0.2"))
+    script = (checkout / ".ci/run.py").read_text()
+    (checkout / ".ci/run.py").write_text(script.replace("LIMIT_S = 90 * 60", "LIMIT_S = 0.2"))
     dev(checkout, "sleep 600 & wait")
     done = run(checkout)
     assert done.returncode == 124
