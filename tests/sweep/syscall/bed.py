@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from testbed.rundir import RunDir
     from tests.sweep.syscall.workloads import Workload
 
+_numbers = itertools.count(1)
+
 _HBA = f"""\
 host all {USER} 127.0.0.1/32 trust
 host all {MD5_USER} 127.0.0.1/32 md5
@@ -60,7 +62,6 @@ class KeeperFactory:
         self._run_dir = run_dir
         self._postgres = postgres
         self._binary = binary
-        self._numbers = itertools.count(1)
         self._last: Keeper | None = None
 
     def __enter__(self) -> KeeperFactory:
@@ -102,7 +103,7 @@ class KeeperFactory:
     ) -> Keeper:
         postgres = self._postgres
         target = f"host={postgres.host} port={postgres.port} dbname=postgres"
-        name = f"sweep-{next(self._numbers)}"
+        name = f"sweep-{next(_numbers)}"
         hba = self._run_dir.path / f"{name}-hba.conf"
         hba.write_text(_HBA)
         give(hba, self._run_dir.account)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import functools
 import re
 import subprocess
 from dataclasses import dataclass
@@ -88,17 +88,18 @@ class Tracer:
         self.count = 0
 
     def __enter__(self) -> Tracer:
+        # Unbuffered: what follows the first line is read by communicate(), which knows no buffer.
         self._process = subprocess.Popen(
             self._argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            bufsize=0,
         )
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != "ready\n":
+        if self._process.stdout.readline() != b"ready\n":
             _, errors = self._process.communicate()
-            raise ProcessFailedError("tracer", "cannot attach", errors)
+            raise ProcessFailedError("tracer", "cannot attach", errors.decode())
         return self
 
     def __exit__(
@@ -115,8 +116,9 @@ class Tracer:
             return
         output, errors = self._process.communicate()
         if self._process.returncode:
-            raise ProcessFailedError("tracer", f"exit code {self._process.returncode}", errors)
-        for line in output.splitlines():
+            code = self._process.returncode
+            raise ProcessFailedError("tracer", f"exit code {code}", errors.decode())
+        for line in output.decode().splitlines():
             word, *rest = line.split(maxsplit=9)
             if word == "killed":
                 self.deaths.append(_death(rest))
@@ -137,13 +139,14 @@ def _death(words: list[str]) -> Death:
     return Death(
         pid=int(pid),
         point=Point(int(call), where == "exit"),
-        syscall=_NAMES.get(int(number), number),
+        syscall=_names().get(int(number), number),
         arguments=(first, f"0x{second}", f"0x{third}"),
         result=int(result),
         link=link,
     )
 
 
+@functools.cache
 def _names() -> dict[int, str]:
     """The kernel's numbers of its calls, for messages; empty where there are no headers."""
     done = subprocess.run(
@@ -154,6 +157,3 @@ def _names() -> dict[int, str]:
     )
     pairs = re.findall(r"^#define __NR_(\w+) (\d+)$", done.stdout, re.MULTILINE)
     return {int(number): name for name, number in pairs}
-
-
-_NAMES = _names() if platform.system() == "Linux" else {}

@@ -148,6 +148,19 @@ def _slow_reader(stage: Stage) -> None:
     a.ask(query(act("read")))
 
 
+def _bursts(stage: Stage) -> None:
+    """Messages and results that fill PgBouncer's buffer exactly, one shortly after the other."""
+    a, b = stage.client("a"), stage.client("b")
+    for length in (4096, 4096, 8192, 4095, 4097, 4096):
+        statement = act(f"burst of {length}")
+        a.ask(query(f"{statement} /* {'.' * (length - len(statement) - 13)} */"))
+    # PostgreSQL sends 8192 bytes at a time, whenever its rows have filled them.
+    a.send(query("SELECT n, repeat('x', 900), pg_sleep(0.0005) FROM generate_series(1, 80) n"))
+    b.ask(query(act("meanwhile")))
+    a.ready()
+    a.ask(query(act("a")))
+
+
 def _copy(stage: Stage) -> None:
     a = stage.client("a")
     a.send(query("COPY acts(tag) FROM STDIN"))
@@ -343,6 +356,7 @@ WORKLOADS = (
     Workload("extended", _extended, settings={"max_prepared_statements": 3}, pool="pool_size=1"),
     Workload("transaction", _transaction, warm=_one_server),
     Workload("slow-reader", _slow_reader, warm=_one_server),
+    Workload("bursts", _bursts, warm=_one_server),
     Workload("copy", _copy, warm=_one_server),
     Workload("pipeline", _pipeline, warm=_one_server),
     Workload("contention", _contention, pool="pool_size=1"),

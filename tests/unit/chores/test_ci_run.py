@@ -44,7 +44,9 @@ def test_a_daemon_left_behind_is_named_and_ended(checkout: Path) -> None:
     # A session of its own and no parent: what daemons do to get away.
     daemon = "exec 3>alive; echo > ready; exec sleep 600"
     dev(checkout, f"setsid -f sh -c '{daemon}' >/dev/null 2>&1; read line < ready")
-    with subprocess.Popen(["bash", checkout / ".ci/run"], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        ["bash", checkout / ".ci/run"], stderr=subprocess.PIPE, text=True
+    ) as process:
         with (checkout / "alive").open() as alive:
             assert alive.read() == ""  # returns when the daemon is gone
         assert process.wait(timeout=60) == 0
