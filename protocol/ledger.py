@@ -206,7 +206,7 @@ class LedgerView:
         if kind is Kind.FREE:
             return None
         self._check_bounds(slot, fields)
-        del fields["check"], fields["pad"]
+        del fields["check"], fields["spare"]
         fields["kind"] = kind
         fields["state"] = checked(slot, SocketState, fields["state"], "state")
         fields["wait_type"] = checked(slot, WaitType, fields["wait_type"], "wait_type")

@@ -96,5 +96,7 @@ extern uint64_t next_unique_query_id;
  */
 
 const char *varcache_name(int idx);
+/* counts changes of tracked parameters, whosever they are */
+extern unsigned keeper_vars_changes;
 
 #endif

@@ -248,6 +248,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		io->done_pos = c->io_done;
 		io->parse_pos = c->io_parse;
 		io->recv_pos = c->io_recv;
+		io->keeper_number = a->iobuf;
 		sk->sbuf.io = io;
 		keeper_iobuf_owner(a->iobuf, sk);
 		a->iobuf = 0;

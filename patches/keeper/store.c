@@ -19,8 +19,7 @@ static size_t round_up(size_t value, size_t to)
 
 static size_t iobuf_size(uint32_t pkt_buf)
 {
-	/* PgBouncer's IOBuf: three positions, then pkt_buf bytes */
-	return round_up(3 * sizeof(unsigned) + pkt_buf, 64);
+	return round_up(KEEPER_IOBUF_HEAD + pkt_buf, 64);
 }
 
 static size_t iobuf_offset(uint32_t slots)
@@ -465,12 +464,14 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 #else
 		struct KeeperCopy *copy = &store->slot[s].copy[!store->current[s]];
 #endif
+		uint64_t check;
 
 		/* from here on it is neither what it was nor what it will be */
 		copy->epoch = 0;
-		serialize(s, copy);
+		check = serialize(s, copy);
 		copy->epoch = epoch;
-		copy->check = keeper_check(copy);
+		check += keeper_check_epoch(epoch);
+		copy->check = check;
 	}
 	record->epoch = epoch;
 	record->watermark = store->watermark;

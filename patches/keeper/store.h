@@ -12,8 +12,11 @@
 
 #include "keeper/format.h"
 
-/* fills the copy of a slot from the live objects; everything but epoch and check */
-typedef void (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
+/*
+ * Fills a copy of a slot from the live objects: everything but epoch and check.
+ * Returns what these words add to its check: keeper_check_hot() + keeper_check_cold().
+ */
+typedef uint64_t (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
 
 struct KeeperStore {
 	struct KeeperHeader *header;

@@ -32,6 +32,7 @@ DEFINES = {
     "KEEPER_UNIT": ledger.UNIT,
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
     "KEEPER_READS": ledger_layouts.READS,
+    "KEEPER_IOBUF_HEAD": ledger_layouts.IOBUF_HEAD,
 }
 
 
@@ -81,7 +82,7 @@ def test_signature_h_is_what_the_layout_says() -> None:
 
 def test_the_signature_covers_every_field() -> None:
     text = ledger_signature.layout_text()
-    assert text.startswith("KeeperCopy.epoch=0:8;KeeperCopy.token=8:8;")
+    assert text.startswith("KeeperCopy.epoch=0:8;KeeperCopy.rx=8:8;")
     assert text.count(";") == sum(len(layout.fields) for layout in ledger.LAYOUTS)
     assert ledger_checks.fnv1a64(text.encode()) == ledger.SIGNATURE
 

@@ -268,9 +268,9 @@ def test_outstanding_requests_inline_and_in_a_blob(builder: LedgerBuilder) -> No
         BlobKind.REQUESTS,
         layouts.REQUEST.build(type=ord("C"), action=1, closing=1, query_id=9, statement=4),
     )
-    builder.copy(1, 1, kind=Kind.SERVER, n_requests=2, request=inline + bytes(34))
+    builder.copy(1, 1, kind=Kind.SERVER, n_requests=2, request=inline + bytes(20))
     builder.copy(2, 1, kind=Kind.SERVER, requests=unit)
-    builder.copy(3, 1, kind=Kind.SERVER, n_requests=1, request=b"\xff" + bytes(35))
+    builder.copy(3, 1, kind=Kind.SERVER, n_requests=1, request=b"\xff" + bytes(21))
     builder.commit(1)
     view = builder.view()
     first, second = (view.requests(copy) for slot, copy in view.iter_slots() if slot < 3)
