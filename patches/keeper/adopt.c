@@ -173,6 +173,12 @@ static bool must_ask_again(const PgSocket *sk, const struct KeeperCopy *c)
 	       && sk->client_auth_type == AUTH_TYPE_PAM && !sk->link;
 }
 
+/* the last request to cancel on this server is gone: upstream would have released it then */
+static bool nobody_cancels(const PgSocket *server)
+{
+	return server->state == SV_BEING_CANCELED && statlist_empty(&server->canceling_clients);
+}
+
 static void go_on(PgSocket **list, unsigned n)
 {
 	uint32_t *slot = calloc(n + 1, sizeof(*slot));
@@ -196,6 +202,11 @@ static void go_on(PgSocket **list, unsigned n)
 	for (i = 0; i < n; i++) {
 		if (still(list[i], slot[i]) && (keeper_adoptee[slot[i]].copy.flags & KEEPER_F_DOOMED))
 			finish_doomed(slot[i], list[i]);
+	}
+	for (i = 0; i < n; i++) {
+		/* a request that was not held may still arrive: it must not meet the next client's query */
+		if (still(list[i], slot[i]) && is_server_socket(list[i]) && nobody_cancels(list[i]))
+			disconnect_server(list[i], true, "a cancel request may be on its way");
 	}
 	for (servers = 1; servers >= 0; servers--) {
 		for (i = 0; i < n; i++) {

@@ -239,6 +239,18 @@ static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)
 	copy->spare[0] = copy->spare[1] = 0;
 }
 
+/* a request to cancel that dies with this process, but may still arrive at the server */
+static bool cancel_in_the_dark(const PgSocket *server)
+{
+	struct List *item;
+
+	statlist_for_each(item, &server->canceling_clients) {
+		if (!container_of(item, PgSocket, cancel_head)->keeper_slot)
+			return true;
+	}
+	return false;
+}
+
 static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
 {
 	const SBuf *sbuf = &sk->sbuf;
@@ -277,10 +289,13 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 	copy->xact_start = sk->xact_start;
 	copy->request_time = sk->request_time;
 	copy->wait_start = sk->wait_start;
-	if (l->kind == KEEPER_SERVER)
+	if (l->kind == KEEPER_SERVER) {
 		write_requests(sk, l, copy);
-	else
+		if (!statlist_empty(&sk->canceling_clients) && cancel_in_the_dark(sk))
+			flags |= KEEPER_F_CLOSE_NEEDED;
+	} else {
 		copy->n_requests = 0;
+	}
 	if (l->full || l->bypass || (!link && sk->link))
 		flags |= KEEPER_F_VOLATILE;
 	copy->flags = flags;

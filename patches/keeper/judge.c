@@ -164,9 +164,6 @@ void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 	else if (c->pool && (keeper_local[c->pool].kind != KEEPER_POOL || !keeper_local[c->pool].object))
 		keeper_lose(slot, KEEPER_LOST_CONFIG);
-	else if (c->kind == KEEPER_SERVER && c->state == SV_BEING_CANCELED)
-		/* a cancel is on its way that nobody watches any more */
-		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 	reconcile(slot, act);
 }
 
@@ -180,13 +177,13 @@ static bool link_ok(uint32_t slot, const struct KeeperAdoptee *a, const struct K
 		return false;
 	if (other->damaged || ((a->copy.flags | other->copy.flags) & KEEPER_F_DOOMED))
 		return true;
-	if (other->copy.link != slot)
+	if (other->copy.link != slot || (client->state == CL_ACTIVE_CANCEL) != (server->state == SV_ACTIVE_CANCEL))
 		return false;
-	/* a login asks in a pool of auth_dbname */
-	if (client->state == CL_ACTIVE && client->pool != server->pool)
+	/* a login asks in a pool of auth_dbname, and is linked to that until it is released */
+	if (client->state == CL_ACTIVE && client->pool != server->pool && !(server->flags & KEEPER_F_RESETTING))
 		return false;
 	return client->wait_type != KEEPER_WAIT_NONE || client->state != CL_ACTIVE
-	       || (server->flags & KEEPER_F_SETTING_VARS);
+	       || (server->flags & (KEEPER_F_SETTING_VARS | KEEPER_F_RESETTING));
 }
 
 /* who depends on a lost one is lost as well */

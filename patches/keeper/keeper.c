@@ -152,6 +152,26 @@ void keeper_attach_server(PgSocket *server)
 	keeper_hanger_unheld(token, reason, true);
 }
 
+void keeper_cancel_begins(PgSocket *server, PgSocket *request)
+{
+	if (!keeper_on)
+		return;
+	keeper_attach_server(server);
+	/* if the request is not held, its target says so from now on */
+	keeper_mark(request->canceled_server);
+	if (server->keeper_slot)
+		return;
+	/* its bytes leave at once, not with the state after them: better lost than sent twice */
+	keeper_doom(request, false, NULL, "cancel request was being forwarded");
+	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
+void keeper_say_now(PgSocket *sk)
+{
+	if (sk->keeper_slot)
+		(void)keeper_outbox_flush(sk->keeper_slot);
+}
+
 bool keeper_detach_tls(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);

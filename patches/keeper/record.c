@@ -164,7 +164,8 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct KeeperSocketRecord record;
 	PgDatabase *db = is_server_socket(sk) ? NULL : sk->db;
-	PgDatabase *credentials_db = db ? db : sk->pool ? sk->pool->db : NULL;
+	/* a peer's pool has neither users nor a database */
+	PgDatabase *credentials_db = db ? db : sk->pool && !sk->pool->db->peer_id ? sk->pool->db : NULL;
 	static struct KeeperPack pack;
 
 	memset(&record, 0, sizeof(record));
