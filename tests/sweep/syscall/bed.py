@@ -10,6 +10,7 @@ from testbed.keeper import Keeper
 from testbed.postgres import Auth
 from tests.sweep.syscall.workloads import (
     AUTH_USER,
+    LATE_USER,
     MD5_USER,
     QUERY_USER,
     SCRAM_USER,
@@ -44,6 +45,7 @@ def prepare(postgres: Postgres) -> None:
     # The server asks for SCRAM too: the pooler logs in with the keys it learnt from the client.
     postgres.add_user(SCRAM_USER, SECRET, Auth.SCRAM)
     postgres.add_user(QUERY_USER, SECRET, Auth.SCRAM)
+    postgres.add_user(LATE_USER)
     postgres.add_user(AUTH_USER)
     postgres.sql("CREATE TABLE acts(id serial, tag text)")
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")

@@ -108,12 +108,17 @@ class Talker:
         self._buffer.clear()
 
     def start_up(
-        self, user: str, database: str, parameters: Mapping[str, str] | None = None
+        self,
+        user: str,
+        database: str,
+        parameters: Mapping[str, str] | None = None,
+        *,
+        then: bytes = b"",
     ) -> None:
-        """Send the StartupMessage."""
+        """Send the StartupMessage, and in the same segment what is to follow it."""
         options = {"user": user, "database": database, **(parameters or {})}
         pairs = b"".join(text(name) + text(value) for name, value in options.items())
-        self.send(frontend("", struct.pack("!i", _VERSION_3_0), pairs, b"\0"))
+        self.send(frontend("", struct.pack("!i", _VERSION_3_0), pairs, b"\0") + then)
 
     def log_in(
         self,

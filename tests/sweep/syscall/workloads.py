@@ -30,6 +30,8 @@ USER = "sweeper"
 MD5_USER = "sweeper_md5"
 SCRAM_USER = "sweeper_scram"
 QUERY_USER = "sweeper_query"
+# Known to auth_query alone, and trusted.
+LATE_USER = "sweeper_late"
 AUTH_USER = "sweeper_auth"
 SECRET = "wellknown"
 
