@@ -195,7 +195,7 @@ class LedgerView:
             if copy is None:
                 return None
             fields = COPY.parse(copy)
-            if fields["check"] == copy_check(copy):
+            if fields["check"] == copy_check(copy, slot):
                 return self._copy(slot, fields)
             if self.commit == commit:
                 break

@@ -32,9 +32,9 @@ def fnv1a64(data: Buffer) -> int:
     return value
 
 
-def copy_check(copy: Buffer) -> int:
-    """`keeper_check()` of the bytes of a KeeperCopy: what its field `check` must be."""
-    total = MAGIC
+def copy_check(copy: Buffer, slot: int) -> int:
+    """`keeper_check()` of the bytes of a copy of `slot`: what its field `check` must be."""
+    total = MAGIC + slot
     for place, word in enumerate(_WORDS.unpack_from(copy)):
         if place != _CHECK:
             by = 2 * place + 1

@@ -14,7 +14,7 @@ from protocol.layout import U8, U16, U32, U64, Layout, array, bytes_, record
 
 MAGIC: Final = 0x726567646C6B6770
 """First word of a ledger: "pgkldger"."""
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64

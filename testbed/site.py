@@ -219,7 +219,7 @@ class Site:
 
     def confirm_copy(self, part: Part, slot: int) -> None:
         """Make the check of a slot's copy right for what it has become."""
-        self.put(COPY, part, "check", copy_check(self.read(part)))
+        self.put(COPY, part, "check", copy_check(self.read(part), slot))
 
     def confirm_blob(self, unit: int) -> None:
         """Make a blob's check right for what it has become."""

@@ -17,7 +17,7 @@
 #include <string.h>
 
 #define KEEPER_MAGIC		0x726567646c6b6770ULL	/* "pgkldger" */
-#define KEEPER_FORMAT_VERSION	1
+#define KEEPER_FORMAT_VERSION	2
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
 #define KEEPER_INLINE_REQUESTS	22
@@ -96,7 +96,7 @@ struct KeeperCopy {
 	uint64_t wait_start;
 	uint16_t n_requests;	/* inline outstanding requests, oldest first */
 	uint8_t request[KEEPER_INLINE_REQUESTS];	/* action << 6 | type - 0x40 */
-	uint64_t check;		/* keeper_check() over everything else */
+	uint64_t check;		/* keeper_check() over the slot's number and everything else */
 
 	uint64_t token;		/* name of the socket between pgbouncer and hanger */
 	uint32_t pool;		/* slot of the pool */
@@ -324,16 +324,16 @@ _Static_assert(sizeof(struct KeeperRequest) == 24, "request");
 
 /*
  * Checksums.  Of a copy: a sum of words, each rotated by a distance of its own,
- * so that words cannot change places unnoticed.  The words are independent of
- * each other, so that a commit costs nanoseconds, and the sum of those that
+ * so that words cannot change places unnoticed, and of the slot's number, so that
+ * copies cannot.  The words are independent of each other, so that a commit costs nanoseconds, and the sum of those that
  * seldom change can be kept.
  */
 #define KEEPER_ROTATED(i)	(word[i] << (2 * (i) + 1) | word[i] >> (63 - 2 * (i)))
 #define KEEPER_FOUR(i)		(KEEPER_ROTATED(i) + KEEPER_ROTATED(i + 1) + KEEPER_ROTATED(i + 2) + KEEPER_ROTATED(i + 3))
 
-static inline uint64_t keeper_check_epoch(uint64_t epoch)
+static inline uint64_t keeper_check_epoch(uint64_t epoch, uint32_t slot)
 {
-	return KEEPER_MAGIC + (epoch << 1 | epoch >> 63);
+	return KEEPER_MAGIC + slot + (epoch << 1 | epoch >> 63);
 }
 
 /* of what every commit writes anew, but for epoch */
@@ -354,9 +354,9 @@ static inline uint64_t keeper_check_cold(const struct KeeperCopy *copy)
 #undef KEEPER_FOUR
 #undef KEEPER_ROTATED
 
-static inline uint64_t keeper_check(const struct KeeperCopy *copy)
+static inline uint64_t keeper_check(const struct KeeperCopy *copy, uint32_t slot)
 {
-	return keeper_check_epoch(copy->epoch) + keeper_check_hot(copy) + keeper_check_cold(copy);
+	return keeper_check_epoch(copy->epoch, slot) + keeper_check_hot(copy) + keeper_check_cold(copy);
 }
 _Static_assert(offsetof(struct KeeperCopy, check) == 15 * sizeof(uint64_t), "words that keeper_check() adds up");
 _Static_assert(offsetof(struct KeeperCopy, token) == 128, "third cache line");

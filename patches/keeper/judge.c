@@ -279,7 +279,7 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 			a->copy.kind = KEEPER_FREE;
 		if (a->copy.kind == KEEPER_FREE)
 			continue;
-		if (a->copy.check != keeper_check(&a->copy) || !keeper_plausible(&a->copy, slot)) {
+		if (a->copy.check != keeper_check(&a->copy, slot) || !keeper_plausible(&a->copy, slot)) {
 			a->damaged = true;
 		} else if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
 			a->fd = take_fd(held, n_held, a->copy.token);

@@ -295,9 +295,9 @@ const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store)
 }
 
 /* whoever reads it next finds it damaged, also if we die before we have dealt with that */
-static void disown(struct KeeperCopy *copy)
+static void disown(struct KeeperCopy *copy, uint32_t slot)
 {
-	copy->check = ~keeper_check(copy);
+	copy->check = ~keeper_check(copy, slot);
 }
 
 void keeper_store_recover(struct KeeperStore *store)
@@ -315,14 +315,14 @@ void keeper_store_recover(struct KeeperStore *store)
 		for (i = 0; i < 2; i++) {
 			/* nobody has come further than to the next one: what would stand in is older than the truth */
 			if (copy[i].epoch > store->epoch + 1)
-				disown(&copy[!i]);
+				disown(&copy[!i], slot);
 			if (copy[i].epoch > store->epoch)
 				copy[i].epoch = 0;
 		}
 		store->current[slot] = i = copy[1].epoch > copy[0].epoch;
 		/* one that was being filled has epoch 0: this one was written over, and may be the newer one */
-		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i]))
-			disown(&copy[i]);
+		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i], slot))
+			disown(&copy[i], slot);
 	}
 }
 
@@ -470,7 +470,7 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 		copy->epoch = 0;
 		check = serialize(s, copy);
 		copy->epoch = epoch;
-		check += keeper_check_epoch(epoch);
+		check += keeper_check_epoch(epoch, s);
 		copy->check = check;
 	}
 	record->epoch = epoch;

@@ -116,7 +116,7 @@ const char *read_state(const void *base, struct State *state)
 
 		if (!copy)
 			continue;
-		if (copy->check != keeper_check(copy)) {
+		if (copy->check != keeper_check(copy, r.slot)) {
 			snprintf(wrong, sizeof(wrong), "slot %u: the check of its copy fails", r.slot);
 			return wrong;
 		}

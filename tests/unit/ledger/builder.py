@@ -95,7 +95,7 @@ class LedgerBuilder:
     def copy(self, slot: int, epoch: int, *, kind: int = Kind.CLIENT, **fields: Any) -> int:
         """Write a slot's copy of an epoch: to place epoch & 1; returns its offset in the ledger."""
         raw = layouts.COPY.build(epoch=epoch, kind=kind, **fields)
-        raw = layouts.COPY.build(epoch=epoch, kind=kind, check=copy_check(raw), **fields)
+        raw = layouts.COPY.build(epoch=epoch, kind=kind, check=copy_check(raw, slot), **fields)
         at = self.geometry.slot_offset + (slot - 1) * layouts.SLOT.size
         at += (epoch & 1) * layouts.COPY.size
         self.data[at : at + len(raw)] = raw

@@ -93,6 +93,7 @@ def test_checks_agree_on_random_bytes(tmp_path: Path) -> None:
     stdin = bytearray()
     expected = []
     for length in [0, 1, 7, 8, *(rng.randrange(300) for _ in range(300))]:
+        slot = rng.getrandbits(32)
         copy = rng.randbytes(ledger_layouts.COPY.size)
         name = rng.randbytes(length)
         entry = ledger_layouts.CATALOG_ENTRY.build(
@@ -101,8 +102,12 @@ def test_checks_agree_on_random_bytes(tmp_path: Path) -> None:
             name_length=length,
             check=rng.getrandbits(16),
         )
-        stdin += copy + entry + name
-        checks = (ledger.copy_check(copy), ledger.blob_check(name), ledger.entry_check(entry, name))
+        stdin += slot.to_bytes(4, sys.byteorder) + copy + entry + name
+        checks = (
+            ledger.copy_check(copy, slot),
+            ledger.blob_check(name),
+            ledger.entry_check(entry, name),
+        )
         expected.append(" ".join(map(str, checks)))
     assert run(program, stdin=bytes(stdin)).splitlines() == expected
 

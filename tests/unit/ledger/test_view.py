@@ -411,7 +411,7 @@ def test_scribbled_bytes_with_good_checks_only_ever_mean_damage(data: st.DataObj
             field = data.draw(st.sampled_from(layouts.COPY.fields[4:-1]))
             value = data.draw(st.binary(min_size=field.size, max_size=field.size))
             ledger[at + field.offset : at + field.offset + field.size] = value
-        check = copy_check(ledger[at : at + layouts.COPY.size])
+        check = copy_check(ledger[at : at + layouts.COPY.size], slot)
         end = at + layouts.COPY.size
         ledger[end - 8 : end] = struct.pack("=Q", check)
         record = struct.unpack_from("=I", ledger, at + layouts.COPY.field("record").offset)[0]
