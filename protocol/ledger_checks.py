@@ -21,6 +21,7 @@ _FNV_PRIME: Final = 0x100000001B3
 _WORDS: Final = struct.Struct(f"={COPY.size // 8}Q")
 _CHECK: Final = COPY.field("check").offset // 8
 _BLOB_WORD: Final = struct.Struct("=Q")
+_HEAD: Final = struct.Struct("=3I")
 _ENTRY_CHECK: Final = CATALOG_ENTRY.field("check")
 
 
@@ -50,6 +51,11 @@ def blob_check(payload: Buffer) -> int:
         value = (value ^ word) * _FNV_PRIME & _MASK64
         value ^= value >> 32
     return (value ^ value >> 32) & 0xFFFFFFFF | 1
+
+
+def head_check(unit: int, units: int, kind: int) -> int:
+    """`keeper_head_check()` of an append-only blob: what the check in its head must be."""
+    return blob_check(_HEAD.pack(unit, units, kind))
 
 
 def entry_check(entry: Buffer, name: Buffer) -> int:

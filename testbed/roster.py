@@ -157,7 +157,12 @@ class Roster:
         client.send(frontend("Q", text("SELECT 'waited'")))
         wait_until(self._waits, what="a query waits for a server")
         expected = (
-            frontend("T", struct.pack("!h", 1), text("?column?"), struct.pack("!ihihih", 0, 0, 25, -1, -1, 0))
+            frontend(
+                "T",
+                struct.pack("!h", 1),
+                text("?column?"),
+                struct.pack("!ihihih", 0, 0, 25, -1, -1, 0),
+            )
             + frontend("D", struct.pack("!hi", 1, 6), b"waited")
             + frontend("C", text("SELECT 1"))
             + frontend("Z", b"I")
@@ -209,7 +214,9 @@ class Roster:
         return _again(
             "temp table",
             client,
-            frontend("Q", text("SELECT n, pg_backend_pid(), current_setting('work_mem') FROM mine")),
+            frontend(
+                "Q", text("SELECT n, pg_backend_pid(), current_setting('work_mem') FROM mine")
+            ),
         )
 
     def _learnt(self, client: RawClient) -> Conversation:
@@ -271,9 +278,7 @@ def visit_pools(pooler: Pooler) -> None:
 def _again(name: str, client: RawClient, ask: bytes, ready: int = 1) -> Conversation:
     """Ask, note what comes up to the last of so many ReadyForQuery, and be about to ask again."""
     client.send(ask)
-    expected = b"".join(
-        message.encoded for _ in range(ready) for message in client.until_ready()
-    )
+    expected = b"".join(message.encoded for _ in range(ready) for message in client.until_ready())
     return Conversation(name, client, ask, expected)
 
 

@@ -59,6 +59,9 @@ static void end_lost(uint32_t slot, struct KeeperReady *ready)
 	l->closing_since = get_cached_time();
 	l->tx = a->written;
 	l->rx = a->read;
+	/* rather not at all than twice */
+	if (a->torn)
+		keeper_outbox_drop(l);
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
 	if (is_client && !cancel && !peer_is_gone(a->fd)) {
@@ -348,7 +351,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 			/* a fact that the configuration no longer knows, or a closed socket */
 			keeper_store_mark(&keeper_store, slot);
 			keeper_store_free_slot(&keeper_store, slot);
-		} else if (keeper_local[slot].kind != KEEPER_FREE) {
+		} else if (keeper_local[slot].kind != KEEPER_FREE || a->damaged) {
+			/* a free one too: its next owner must not be found beside a damaged copy */
 			keeper_store_mark(&keeper_store, slot);
 		}
 	}

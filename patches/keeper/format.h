@@ -189,7 +189,7 @@ struct KeeperBlob {
 	uint32_t units;		/* size, in KEEPER_UNITs with this head */
 	uint32_t length;	/* payload bytes; append-only blobs: capacity in use is in the referrer */
 	uint32_t kind;		/* enum KeeperBlobKind */
-	uint32_t check;		/* keeper_blob_check() of the payload; 0 for append-only blobs */
+	uint32_t check;		/* keeper_blob_check() of the payload; append-only blobs: keeper_head_check() */
 };
 
 enum KeeperBlobKind {
@@ -379,6 +379,14 @@ static inline uint32_t keeper_blob_check(const void *data, size_t length)
 		h ^= h >> 32;
 	}
 	return ((uint32_t)(h ^ h >> 32)) | 1;
+}
+
+/* of an append-only blob's head: what says how far it reaches must not be believed blindly */
+static inline uint32_t keeper_head_check(uint32_t unit, uint32_t units, uint32_t kind)
+{
+	const uint32_t head[3] = { unit, units, kind };
+
+	return keeper_blob_check(head, sizeof(head));
 }
 
 static inline uint16_t keeper_entry_check(const struct KeeperCatalogEntry *entry, const char *name)

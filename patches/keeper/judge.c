@@ -113,42 +113,50 @@ static bool find_read(uint32_t slot, struct KeeperCopy *c, const struct KeeperAc
 	return true;
 }
 
+/* false: bytes were read of which nobody knows where they are */
+static bool reconcile_read(uint32_t slot, struct KeeperAdoptee *a, const struct KeeperActRecord *act)
+{
+	struct KeeperCopy *c = &a->copy;
+	uint64_t got = a->read - c->rx;
+
+	if (!got)
+		return true;
+	if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv)
+		return false;
+	c->io_recv += got;
+	c->rx += got;
+	c->flags |= KEEPER_F_FLUSH_DUE;
+	return true;
+}
+
+/* false: bytes were written that nobody had announced */
+static bool reconcile_written(uint32_t slot, struct KeeperAdoptee *a, const struct KeeperActRecord *act)
+{
+	struct KeeperCopy *c = &a->copy;
+	uint64_t gone = a->written - c->tx;
+
+	if (!gone)
+		return true;
+	if (act->slot != slot)
+		return false;
+	if (act->act == KEEPER_ACT_OUTBOX && gone <= c->outbox_len - c->outbox_done) {
+		c->outbox_done += gone;
+	} else if (act->act != KEEPER_ACT_SEND || !act->source || act->source > keeper_store.header->slots
+		   || !consume(&keeper_adoptee[act->source], gone)) {
+		return false;
+	}
+	c->tx += gone;
+	return true;
+}
+
 static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
 {
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
-	struct KeeperCopy *c = &a->copy;
-	uint64_t got, gone;
 
-	if (!kernel_figures(slot, a)) {
+	if (!kernel_figures(slot, a) || !reconcile_written(slot, a, act))
+		a->torn = true;
+	if (a->torn || !reconcile_read(slot, a, act))
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-		return;
-	}
-	got = a->read - c->rx;
-	gone = a->written - c->tx;
-	if (got) {
-		if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv) {
-			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-			return;
-		}
-		c->io_recv += got;
-		c->rx += got;
-		c->flags |= KEEPER_F_FLUSH_DUE;
-	}
-	if (gone) {
-		bool ok = false;
-
-		if (act->slot == slot && act->act == KEEPER_ACT_OUTBOX)
-			ok = gone <= c->outbox_len - c->outbox_done;
-		else if (act->slot == slot && act->act == KEEPER_ACT_SEND && act->source && act->source <= keeper_store.header->slots)
-			ok = consume(&keeper_adoptee[act->source], gone);
-		if (!ok) {
-			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-			return;
-		}
-		if (act->act == KEEPER_ACT_OUTBOX)
-			c->outbox_done += gone;
-		c->tx += gone;
-	}
 }
 
 void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
@@ -223,7 +231,7 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 {
 	const struct KeeperCopy *c = &a->copy, *server;
 
-	if (a->damaged || a->written != c->tx || c->outbox_len != c->outbox_done)
+	if (a->damaged || a->torn || c->outbox_len != c->outbox_done)
 		return false;
 	if (!c->link)
 		return true;
@@ -237,8 +245,12 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
 	uint64_t gone;
 
 	/* its FIN may confuse the figures, but comes only after the outbox is empty */
-	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot || !kernel_figures(slot, &keeper_adoptee[slot]))
+	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot)
 		return;
+	if (!kernel_figures(slot, &keeper_adoptee[slot])) {
+		keeper_outbox_drop(l);
+		return;
+	}
 	gone = keeper_adoptee[slot].written - l->tx;
 	if (gone > l->outbox_len - l->outbox_done)
 		gone = l->outbox_len - l->outbox_done;

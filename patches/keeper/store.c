@@ -187,9 +187,19 @@ static unsigned order_for(uint32_t units)
 	return units <= 1 ? 0 : 32 - __builtin_clz(units - 1);
 }
 
+static size_t units_for(size_t length)
+{
+	return (length + sizeof(struct KeeperBlob) + KEEPER_UNIT - 1) / KEEPER_UNIT;
+}
+
+static bool is_append_only(uint32_t kind)
+{
+	return kind == KEEPER_BLOB_OUTBOX || kind == KEEPER_BLOB_CATALOG || kind == KEEPER_BLOB_PACKET;
+}
+
 uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind kind, size_t length)
 {
-	size_t units = (length + sizeof(struct KeeperBlob) + KEEPER_UNIT - 1) / KEEPER_UNIT;
+	size_t units = units_for(length);
 	unsigned want, order;
 	uint32_t unit;
 	struct KeeperBlob *blob;
@@ -215,7 +225,7 @@ uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind ki
 	blob->units = 1U << want;
 	blob->length = 0;
 	blob->kind = kind;
-	blob->check = 0;
+	blob->check = is_append_only(kind) ? keeper_head_check(unit, blob->units, kind) : 0;
 	return unit;
 }
 
@@ -254,9 +264,13 @@ const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t 
 	if (blob->kind != kind || !blob->units || blob->units > store->header->units - unit + 1
 	    || blob->length > keeper_blob_capacity(blob))
 		return NULL;
-	if (kind != KEEPER_BLOB_OUTBOX && kind != KEEPER_BLOB_CATALOG && kind != KEEPER_BLOB_PACKET
-	    && blob->check != keeper_blob_check(keeper_blob_data(blob), blob->length))
+	if (is_append_only(kind)) {
+		if (blob->check != keeper_head_check(unit, blob->units, kind))
+			return NULL;
+	} else if (blob->units != 1U << order_for(units_for(blob->length))
+		   || blob->check != keeper_blob_check(keeper_blob_data(blob), blob->length)) {
 		return NULL;
+	}
 	*length_p = blob->length;
 	return keeper_blob_data(blob);
 }

@@ -73,11 +73,15 @@ number = (
     | st.builds(lambda bit: 1 << bit, st.integers(0, 63))
 )
 some_bytes = st.binary(min_size=1, max_size=100)
-value = number | st.builds(Plus, st.integers(-3, 3)) | st.builds(SlotOf, slot) | st.builds(Theirs, slot)
+value = (
+    number | st.builds(Plus, st.integers(-3, 3)) | st.builds(SlotOf, slot) | st.builds(Theirs, slot)
+)
 
 noise = st.builds(CopyNoise, slot, st.booleans(), st.integers(0, COPY.size - 1), some_bytes)
 blob_noise = st.sampled_from(BLOBS).flatmap(
-    lambda blob: st.builds(BlobNoise, st.just(blob[0]), st.just(blob[1]), st.integers(0, 400), some_bytes)
+    lambda blob: st.builds(
+        BlobNoise, st.just(blob[0]), st.just(blob[1]), st.integers(0, 400), some_bytes
+    )
 )
 blob_head = st.sampled_from(BLOBS).flatmap(
     lambda blob: st.builds(
@@ -94,7 +98,12 @@ forged_fact = st.builds(Forged, st.sampled_from(FACTS), st.sampled_from(FIELDS),
 forged_record = st.builds(ForgedRecord, socket, st.sampled_from(RECORD_FIELDS), value)
 forged_blob = st.sampled_from(BLOBS).flatmap(
     lambda blob: st.builds(
-        BlobNoise, st.just(blob[0]), st.just(blob[1]), st.integers(0, 400), some_bytes, st.just(True)
+        BlobNoise,
+        st.just(blob[0]),
+        st.just(blob[1]),
+        st.integers(0, 400),
+        some_bytes,
+        st.just(True),
     )
 )
 tail = st.builds(
@@ -132,7 +141,9 @@ PHASES = settings(
 
 
 @pytest.fixture(scope="module")
-def bed(run_dir: RunDir, _postgres_server: Postgres, patched_binary: Path) -> Iterator[ScribbledBed]:
+def bed(
+    run_dir: RunDir, _postgres_server: Postgres, patched_binary: Path
+) -> Iterator[ScribbledBed]:
     with ScribbledBed(run_dir, _postgres_server, patched_binary) as one:
         yield one
         print(one.ends)

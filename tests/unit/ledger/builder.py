@@ -15,6 +15,7 @@ from protocol.ledger import (
     LedgerView,
     blob_check,
     copy_check,
+    head_check,
     entry_check,
 )
 
@@ -112,7 +113,7 @@ class LedgerBuilder:
             units=units,
             length=0 if growing else len(payload),
             kind=kind,
-            check=0 if growing else blob_check(payload),
+            check=head_check(unit, units, kind) if growing else blob_check(payload),
         )
         at = self.blob_at(unit)
         self.data[at : at + size] = head + payload

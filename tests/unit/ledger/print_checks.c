@@ -18,8 +18,9 @@ int main(void)
 			abort();
 		if (fread(name, 1, entry.name_length, stdin) != entry.name_length)
 			abort();
-		printf("%llu %u %u\n", (unsigned long long)keeper_check(&copy, slot),
-		       keeper_blob_check(name, entry.name_length), keeper_entry_check(&entry, name));
+		printf("%llu %u %u %u\n", (unsigned long long)keeper_check(&copy, slot),
+		       keeper_blob_check(name, entry.name_length), keeper_entry_check(&entry, name),
+		       keeper_head_check(slot, entry.statement, entry.name_length));
 	}
 	return 0;
 }

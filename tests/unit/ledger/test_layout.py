@@ -96,9 +96,10 @@ def test_checks_agree_on_random_bytes(tmp_path: Path) -> None:
         slot = rng.getrandbits(32)
         copy = rng.randbytes(ledger_layouts.COPY.size)
         name = rng.randbytes(length)
+        units = rng.getrandbits(32)
         entry = ledger_layouts.CATALOG_ENTRY.build(
             query_id=rng.getrandbits(64),
-            statement=rng.getrandbits(32),
+            statement=units,
             name_length=length,
             check=rng.getrandbits(16),
         )
@@ -107,6 +108,7 @@ def test_checks_agree_on_random_bytes(tmp_path: Path) -> None:
             ledger.copy_check(copy, slot),
             ledger.blob_check(name),
             ledger.entry_check(entry, name),
+            ledger.head_check(slot, units, length),
         )
         expected.append(" ".join(map(str, checks)))
     assert run(program, stdin=bytes(stdin)).splitlines() == expected
