@@ -287,11 +287,9 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 
 		a->fd = -1;
 		a->copy = *keeper_store_copy(&keeper_store, slot);
-		if (!a->copy.epoch)
+		if (!a->copy.epoch) {
 			a->copy.kind = KEEPER_FREE;
-		if (a->copy.kind == KEEPER_FREE)
-			continue;
-		if (a->copy.check != keeper_check(&a->copy, slot) || !keeper_plausible(&a->copy, slot)) {
+		} else if (a->copy.check != keeper_check(&a->copy, slot) || !keeper_plausible(&a->copy, slot)) {
 			a->damaged = true;
 		} else if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
 			a->fd = take_fd(held, n_held, a->copy.token);

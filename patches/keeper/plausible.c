@@ -133,6 +133,8 @@ bool keeper_plausible(const struct KeeperCopy *c, uint32_t slot)
 	uint32_t slots = keeper_store.header->slots;
 	size_t len;
 
+	if (c->kind == KEEPER_FREE)
+		return true;
 	if (!outbox_ok(c))
 		return false;
 	switch (c->kind) {

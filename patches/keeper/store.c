@@ -397,6 +397,18 @@ void keeper_store_recovered(struct KeeperStore *store)
 	}
 }
 
+void keeper_store_forget_damage(struct KeeperStore *store)
+{
+	uint32_t slot;
+
+	for (slot = 1; slot <= store->header->slots; slot++) {
+		struct KeeperCopy *stale = &store->slot[slot].copy[!store->current[slot]];
+
+		if (stale->check != keeper_check(stale, slot))
+			stale->epoch = 0;
+	}
+}
+
 /*
  * Reads.
  */

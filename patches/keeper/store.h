@@ -69,6 +69,11 @@ const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsi
 bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number);
 bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit);
 void keeper_store_recovered(struct KeeperStore *store);
+/*
+ * After the first commit: it has made every damaged slot whole, and what was
+ * damaged is a stale copy, beside which the next owner's would be distrusted.
+ */
+void keeper_store_forget_damage(struct KeeperStore *store);
 
 /* the act that was committed last */
 const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store);

@@ -137,6 +137,7 @@ PHASES = settings(
     database=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
 )
 
 
