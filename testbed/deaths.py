@@ -49,7 +49,18 @@ def stopped_and_killed(keeper: Keeper) -> None:
     keeper.wait_active(after=before.incarnation)
 
 
-DEATHS: tuple[Death, ...] = (killed, crashed, aborted, stopped_and_killed)
+_CRASHES: tuple[Death, ...] = (crashed, aborted)
+_KILLS: tuple[Death, ...] = (killed, stopped_and_killed)
+
+
+def random_deaths(seed: int) -> Iterator[Death]:
+    """Any of them, without end; no crash follows a crash, for then the hanger bides its time."""
+    chance = random.Random(seed)  # noqa: S311 (no secret)
+    while True:
+        death = chance.choice(_CRASHES + _KILLS)
+        yield death
+        if death in _CRASHES:
+            yield chance.choice(_KILLS)
 
 
 def can_limit_memory() -> bool:

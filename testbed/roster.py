@@ -125,8 +125,8 @@ class Roster:
 
     def _begin(self, name: str, client: RawClient, row: int) -> Conversation:
         client.query("BEGIN")
-        client.query(f"INSERT INTO {TABLE} VALUES ({row})")
-        seen = f"SELECT n, pg_backend_pid(), pg_current_xact_id() FROM {TABLE} WHERE n = {row}"
+        client.query(f"INSERT INTO {TABLE} VALUES ({row})")  # noqa: S608
+        seen = f"SELECT n, pg_backend_pid(), pg_current_xact_id() FROM {TABLE} WHERE n = {row}"  # noqa: S608
         conversation = _again(name, client, frontend("Q", text(seen)))
         conversation.ask += frontend("Q", text("COMMIT"))
         conversation.expected += frontend("C", text("COMMIT")) + frontend("Z", b"I")

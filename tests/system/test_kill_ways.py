@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import random
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from testbed import RawClient, wait_until
-from testbed.deaths import DEATHS, can_limit_memory, memory_limit
+from testbed.deaths import can_limit_memory, memory_limit, random_deaths
 from testbed.ledgers import at_rest, check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
 from testbed.load_logins import LOGIN_USER, LOGINS, prepare_logins
@@ -58,9 +59,9 @@ def test_every_way_to_die_under_every_kind_of_load(
     make_tables(postgres)
 
     async def disturb(progress: Progress) -> None:
-        for _ in range(kills):
+        for death in itertools.islice(random_deaths(kills), kills):
             await progress.wait(chance.randint(1, 40))
-            await asyncio.to_thread(chance.choice(DEATHS), keeper)
+            await asyncio.to_thread(death, keeper)
         await progress.wait(50)
 
     with Pgbench(run_dir, keeper, name=f"pgbench-ways-{kills}") as pgbench:

@@ -15,8 +15,8 @@ from protocol.ledger import (
     LedgerView,
     blob_check,
     copy_check,
-    head_check,
     entry_check,
+    head_check,
 )
 
 SMALL = Geometry(slots=16, iobufs=4, pkt_buf=256, units=256)
