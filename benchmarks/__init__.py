@@ -1,1 +1,1 @@
-"""What the keeper costs: `python -m benchmarks.instructions`."""
+"""What the keeper costs: `python -m benchmarks.cpu` and `python -m benchmarks.instructions`."""

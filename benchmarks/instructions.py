@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("simple", "extended", "prepared")
 _TRANSACTIONS = 1000
-_SETTINGS: dict[str, str | int | None] = {
+SETTINGS: dict[str, str | int | None] = {
     "server_tls_sslmode": "disable",
     "max_prepared_statements": 100,
     "log_connections": 0,
@@ -99,7 +99,7 @@ def _life(
     traces = run_dir.folder(f"callgrind-{name}")
     wrapper = _wrapper(run_dir, run_dir.usable(binary), traces, name)
     make = Keeper if keep else Bouncer
-    with make(run_dir, postgres, wrapper, name=name, settings=_SETTINGS) as pooler:
+    with make(run_dir, postgres, wrapper, name=name, settings=SETTINGS) as pooler:
         pgbench_transactions(run_dir, pooler, protocol, options.clients, transactions)
         if isinstance(pooler, Keeper):
             # The hanger's way to end one is SIGKILL, which leaves no count.
