@@ -2,7 +2,7 @@
 
 Each kind of damage is a frozen value that says what it does in names, so that an example which has
 failed once can be written down in a test. `inflict` does it and returns the parts of the ledger
-that were written or that now seem to belong to somebody else: whoever needs one of them is affected.
+that were written or that now seem to be somebody else's: whoever needs one of them is affected.
 
 `noticed` says whether checks that were not made right again must give it away. What bears a right
 check cannot be told from the truth as long as it makes sense.
@@ -81,7 +81,11 @@ class CopyNoise:
         if slot is None:
             return []
         copy = site.copy_part(slot, true=self.true)
-        return [site.write(copy.start + self.at, self.data[: copy.size - self.at])]
+        part = site.write(copy.start + self.at, self.data[: copy.size - self.at])
+        if self.true and site.get(COPY, copy, "epoch") == 0:
+            # It would pass for one that was being filled, and its predecessor for the truth.
+            site.put(COPY, copy, "epoch", 1)
+        return [part]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,14 @@ class Forged:
             return []
         part = site.put(COPY, copy, self.field, value)
         site.confirm_copy(copy, slot)
-        return [part, *_claimed(site, self.field, site.get(COPY, copy, self.field))]
+        if self.field == "epoch":
+            # The other one may count now, with all that it had at its time.
+            copy = site.copy_part(slot, true=False)
+            fields: tuple[str, ...] = (*_UNITS, "io", "token")
+        else:
+            fields = (self.field,)
+        claims = [_claimed(site, field, site.get(COPY, copy, field)) for field in fields]
+        return [part, *(claim for more in claims for claim in more)]
 
     def _number(self, site: Site, copy: Part) -> int | None:
         match self.value:
@@ -260,14 +271,15 @@ class Note:
             return []
         note = site.note_part(self.number)
         copy = site.copy_part(slot, true=True)
-        data = READ.build(
-            epoch=max(site.commit - self.lag, 0),
-            rx=max(site.get(COPY, copy, "rx") + self.rx.number, 0),
-            slot=slot,
-            iobuf=self.iobuf,
-            position=self.position,
-        )
-        return [site.write(note.start, data), site.slot_part(slot)]
+        for field, value in (
+            ("epoch", site.commit - self.lag),
+            ("rx", site.get(COPY, copy, "rx") + self.rx.number),
+            ("slot", slot),
+            ("iobuf", self.iobuf),
+            ("position", self.position),
+        ):
+            site.put(READ, note, field, value)
+        return [note, site.slot_part(slot)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,17 @@ class Site:
         parts += [self.note_part(i) for i, slot in self._noted.items() if slot in sockets]
         return parts
 
+    def facts(self) -> list[Part]:
+        """All that stays when the sessions have gone: pools, users, what is counted."""
+        counters = HEADER.field("server_token"), HEADER.field("query_id"), HEADER.field("socket_id")
+        parts = [Part(field.offset, field.size) for field in counters]
+        parts.append(self.act_part(true=True))
+        for slot, copy in self._copies.items():
+            if not copy.is_socket:
+                parts.append(self.slot_part(slot))
+                parts += [self.blob_part(unit) for unit, _ in self._blobs[slot].values()]
+        return parts
+
     def _users(self, sockets: list[int]) -> list[int]:
         """Slots of the users that these have logged in as."""
         records = (self._records.get(slot) for slot in sockets)
@@ -152,7 +163,7 @@ class Site:
         """The notes that count, and the slots that they name."""
         notes = {}
         for number in range(READS):
-            note = READ.parse(self._memory, self.note_part(number).start)
+            note = READ.parse(memoryview(self._memory), self.note_part(number).start)
             if note["epoch"] == self.commit:
                 notes[number] = note["slot"]
         return notes

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from pgkeeper.bouncer.build import Variant, binary
 from protocol.ledger_layouts import COPY, SOCKET_RECORD
-from testbed import Postgres, RunDir
 from testbed.damage import (
     Act,
     BlobHead,
@@ -33,6 +32,8 @@ from tests.system.scribbled import ScribbledBed
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from testbed import Postgres, RunDir
 
 SERVERS = tuple(
     f"{name}'s server"
@@ -92,7 +93,7 @@ blob_head = st.sampled_from(BLOBS).flatmap(
         number,
     )
 )
-moved = st.builds(Moved, slot, slot, st.booleans())
+moved = st.builds(Moved, slot, slot, st.booleans()).filter(lambda one: one.slot != one.source)
 forged = st.builds(Forged, socket, st.sampled_from(FIELDS), value)
 forged_fact = st.builds(Forged, st.sampled_from(FACTS), st.sampled_from(FIELDS), value)
 forged_record = st.builds(ForgedRecord, socket, st.sampled_from(RECORD_FIELDS), value)
@@ -141,22 +142,62 @@ PHASES = settings(
 )
 
 
+SHORT = settings(PHASES, max_examples=12, derandomize=True)
+LONG = settings(PHASES, max_examples=300)
+SANITIZED = Variant(cassert=True, sanitize=True)
+
+
 @pytest.fixture(scope="module")
 def bed(
     run_dir: RunDir, _postgres_server: Postgres, patched_binary: Path
 ) -> Iterator[ScribbledBed]:
+    """A hanger and its sessions, again and again."""
     with ScribbledBed(run_dir, _postgres_server, patched_binary) as one:
         yield one
         print(one.ends)
 
 
-@settings(PHASES, max_examples=int(os.environ.get("N", 25)), derandomize="N" not in os.environ)
-@given(st.lists(SCRIBBLE, min_size=1, max_size=4), st.booleans())
-def test_scribbles(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+@pytest.fixture(scope="module")
+def sanitized_bed(run_dir: RunDir, _postgres_server: Postgres) -> Iterator[ScribbledBed]:
+    """The same with a pgbouncer that notices each wrong access, and each broken assumption."""
+    with ScribbledBed(run_dir, _postgres_server, binary(SANITIZED)) as one:
+        yield one
+        print(one.ends)
+
+
+scribbles = given(damages=st.lists(SCRIBBLE, min_size=1, max_size=4), twice=st.booleans())
+forgeries = given(damages=st.lists(FORGERY, min_size=1, max_size=3), twice=st.booleans())
+
+
+@SHORT
+@scribbles
+def test_scribbles_are_noticed(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+    """Who was hit goes on exactly or ends; all others go on."""
     bed.play(damages, twice=twice)
 
 
-@settings(PHASES, max_examples=int(os.environ.get("N", 25)), derandomize="N" not in os.environ)
-@given(st.lists(FORGERY, min_size=1, max_size=3), st.booleans())
-def test_forgeries(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+@SHORT
+@forgeries
+def test_forgeries_hurt_nobody_else(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+    """With right checks a lie cannot be told from the truth, but the process survives it."""
     bed.play(damages, twice=twice)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@LONG
+@scribbles
+def test_scribbles_under_sanitizers(
+    sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
+) -> None:
+    sanitized_bed.play(damages, twice=twice)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@LONG
+@forgeries
+def test_forgeries_under_sanitizers(
+    sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
+) -> None:
+    sanitized_bed.play(damages, twice=twice)
