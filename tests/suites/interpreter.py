@@ -1,7 +1,8 @@
-"""A Python for PgBouncer's own suite: its packages, and an interpreter its account can run."""
+"""A Python for PgBouncer's own suite: packages and an interpreter that its account can use."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import sys
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 # `./dev setup` fills it from tests/suites/requirements.txt. Not in our own environment: the suite
 # needs other versions, and pytest would load its plugins into our tests.
 PACKAGES = Path(sys.prefix) / "pgbouncer-suite"
+
+_HANGER = ("pgkeeper", "protocol", "click", "construct", "structlog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,21 @@ def usable_interpreter(run_dir: RunDir) -> Interpreter:
     if not root.exists():
         _copy_interpreter(executable, standard, root)
     return Interpreter(root / "bin" / executable.name, packages, (root / "lib",))
+
+
+def hanger_packages(run_dir: RunDir) -> Path:
+    """A folder with pgkeeper and what it needs, beside which the suite's own packages must not be.
+
+    A copy: in our own environment much else lies beside them.
+    """
+    folder = run_dir.path / "hanger-packages"
+    if not folder.exists():
+        folder.mkdir(mode=0o755)
+        for name in _HANGER:
+            file = importlib.import_module(name).__file__
+            assert file is not None
+            _copy(Path(file).parent, folder / name, ("__pycache__",))
+    return folder
 
 
 def _copy_interpreter(executable: Path, standard: Path, root: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ from testbed.errors import LeftBehindError, NotFoundError, ProcessFailedError
 from testbed.pginstall import PgInstall, installation, usable_installation
 from testbed.process import Process
 from testbed.waiting import wait_until
-from tests.suites.interpreter import usable_interpreter
+from tests.suites import stand_in
+from tests.suites.interpreter import hanger_packages, usable_interpreter
 from tests.suites.outcomes import functions_in, read_junit, read_left_out
 
 if TYPE_CHECKING:
@@ -62,12 +64,14 @@ class UpstreamSuite:
         self._run_dir = run_dir
         self._source = source
         self._ports = run_dir.path / "suite-ports"
+        self._bytecode = run_dir.path / "suite-bytecode"
 
-    def copy(self, name: str, binary: Path) -> Path:
+    def copy(self, name: str, binary: Path, *, kept: bool = False) -> Path:
         """What of the source tree the suite reads, beside `binary`, owned by the account.
 
         The suite expects the executable in the folder above its own, makes its certificates in
-        its own, and reads a limit and the TLS support from the source. `name` must be new.
+        its own, and reads a limit and the TLS support from the source. `name` must be new. With
+        `kept` each pgbouncer that it starts has a hanger of its own.
         """
         tree = self._run_dir.folder(name)
         for part in ("test", "pyproject.toml", "config.mak", "include/bouncer.h"):
@@ -77,11 +81,28 @@ class UpstreamSuite:
                 shutil.copytree(source, target)
             else:
                 shutil.copyfile(source, target)
-        shutil.copyfile(binary, tree / "pgbouncer")
-        (tree / "pgbouncer").chmod(0o755)
+        program = tree / "pgbouncer"
+        if kept:
+            program.write_text(self._stand_in(binary))
+        else:
+            shutil.copyfile(binary, program)
+        program.chmod(0o755)
         for path in (tree, *tree.rglob("*")):
             give(path, self._run_dir.account)
         return tree
+
+    def _stand_in(self, binary: Path) -> str:
+        """A script that the suite takes for pgbouncer; see `stand_in`."""
+        python = usable_interpreter(self._run_dir)
+        script = self._run_dir.path / "stand_in.py"
+        if not script.exists():
+            shutil.copyfile(stand_in.__file__, script)
+            script.chmod(0o644)
+        packages = hanger_packages(self._run_dir)
+        cache = f"-Xpycache_prefix={self._bytecode}"
+        words = (python.executable, "-I", "-S", cache, script, python.executable, packages)
+        command = shlex.join(map(str, (*words, self._run_dir.usable(binary))))
+        return f'#!/bin/sh\nexec {command} "$@"\n'
 
     def run(self, tree: Path, part: Part, only: Sequence[str] = ()) -> Run:
         """Run a part of the suite (`only` these tests of it, if given) in a tree from `copy`.
@@ -120,10 +141,12 @@ class UpstreamSuite:
         return Run(read_junit(report), tree, part)
 
     def _environment(self, tree: Path, postgres: PgInstall, python: Interpreter) -> dict[str, str]:
-        if not self._ports.exists():
-            # The suite's locks on ports are files in the temporary folder.
-            self._ports.mkdir(mode=0o755)
-            give(self._ports, self._run_dir.account)
+        # The suite's locks on ports are files in the temporary folder. Hundreds of hangers start
+        # here: they need not compile themselves each.
+        for folder in (self._ports, self._bytecode):
+            if not folder.exists():
+                folder.mkdir(mode=0o755)
+                give(folder, self._run_dir.account)
         libraries = [str(folder) for folder in python.libraries]
         if (postgres.bin_dir.parent / "lib" / "libpq.so.5").exists():
             libraries.append(str(postgres.bin_dir.parent / "lib"))
@@ -133,7 +156,7 @@ class UpstreamSuite:
             "PATH": f"{postgres.bin_dir}:{os.environ['PATH']}",
             "LD_LIBRARY_PATH": ":".join(libraries),
             "PYTHONPATH": str(python.packages),
-            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPYCACHEPREFIX": str(self._bytecode),
             "PYTHONIOENCODING": "utf8",
             "PYTHONWARNINGS": "",
             "PYTEST_ADDOPTS": "",

@@ -1,0 +1,119 @@
+"""Run in place of pgbouncer by PgBouncer's own suite: the same, but kept by a hanger.
+
+`stand_in.py PYTHON PACKAGES PGBOUNCER OPTION... [INI]`: PYTHON with PACKAGES runs
+`pgkeeper run`, which listens and starts PGBOUNCER. It lives as long as that hanger, whose log it
+leaves beside the ini. What the suite does to its pgbouncer means:
+
+- SIGQUIT, its way to stop one, and SIGTERM, SIGINT: SIGTERM to the hanger. (A pgbouncer that gets
+  them leaves its sessions with the hanger, which starts the next one.)
+- SIGHUP: to the hanger, which reloads pgbouncer too. SIGUSR1, SIGUSR2: to pgbouncer itself.
+- `--reboot`, the online restart: `pgkeeper handoff`. The stand-in that the suite starts for it
+  takes the place of the older one.
+
+Standard library only, and nothing of ours: it is run with `python -I -S`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+HANGER_LOG = "hanger.log"
+
+_COMMAND = "from pgkeeper.cli import main; main()"
+_PIDS = "keeper.pids"
+_TO_HANGER = {
+    signal.SIGQUIT: signal.SIGTERM,
+    signal.SIGTERM: signal.SIGTERM,
+    signal.SIGINT: signal.SIGTERM,
+    signal.SIGHUP: signal.SIGHUP,
+}
+_TO_BOUNCER = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StandIn:
+    """One pgbouncer of the suite, known by its ini."""
+
+    def __init__(self, python: str, packages: str, pgbouncer: str, ini: str) -> None:
+        self._ini = Path(ini).absolute()
+        self._folder = self._ini.parent
+        # Beside pgbouncer's own Unix socket, with a shorter name: where that fits, this does.
+        self._socket = self._folder / "keeper"
+        self._pgkeeper = [python, "-S", "-c", _COMMAND]
+        self._environment = {**os.environ, "PYTHONPATH": packages}
+        self._pgbouncer = pgbouncer
+        self._signals, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)
+        signal.set_wakeup_fd(wakeup)
+        for number in (*_TO_HANGER, *_TO_BOUNCER):
+            # Its number comes through the pipe.
+            signal.signal(number, lambda _number, _frame: None)
+
+    def run(self) -> int:
+        """Start a hanger with a pgbouncer and stay until it ends; its exit status."""
+        with (self._folder / HANGER_LOG).open("ab") as log:
+            hanger = subprocess.Popen(
+                [
+                    *(*self._pgkeeper, "run", "--log-json"),
+                    *("--ini", self._ini, "--pgbouncer", self._pgbouncer, "--socket", self._socket),
+                ],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._stay_with(hanger.pid)
+        return hanger.wait()
+
+    def reboot(self) -> int:
+        """Replace the pgbouncer of the older stand-in, and that one itself."""
+        hanger, older = map(int, (self._folder / _PIDS).read_text().split())
+        subprocess.run(
+            [*self._pgkeeper, "handoff", "--socket", self._socket],
+            check=True,
+            env=self._environment,
+            stdout=subprocess.DEVNULL,
+        )
+        # It holds nothing and has nothing to say.
+        os.kill(older, signal.SIGKILL)
+        self._stay_with(hanger)
+        return 0
+
+    def _stay_with(self, hanger: int) -> None:
+        """Pass signals on until the hanger has ended."""
+        (self._folder / _PIDS).write_text(f"{hanger} {os.getpid()}")
+        handle = os.pidfd_open(hanger)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        poll.register(self._signals, select.POLLIN)
+        while handle not in dict(poll.poll()):
+            for byte in os.read(self._signals, 64):
+                number = signal.Signals(byte)
+                if number in _TO_HANGER:
+                    signal.pidfd_send_signal(handle, _TO_HANGER[number])
+                else:
+                    _signal_children(hanger, number)
+
+
+def _signal_children(parent: int, number: signal.Signals) -> None:
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), number)
+
+
+def main() -> int:
+    """See the module."""
+    python, packages, pgbouncer, *options, ini = sys.argv[1:]
+    if ini.startswith("-"):
+        os.execv(pgbouncer, [pgbouncer, *options, ini])  # --help, --version
+    stand_in = StandIn(python, packages, pgbouncer, ini)
+    return stand_in.reboot() if "--reboot" in options else stand_in.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
