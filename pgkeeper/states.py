@@ -78,6 +78,7 @@ class Event(Enum):
     READY = "READY"
     FROZEN = "FROZEN"
     FAREWELL = "FAREWELL"
+    DRAINING = "DRAINING"
 
     ACTIVATE = "activate"
     FREEZE = "freeze"
@@ -100,6 +101,7 @@ REMOTE: Final = frozenset(
         Event.READY,
         Event.FROZEN,
         Event.FAREWELL,
+        Event.DRAINING,
     }
 )
 
@@ -110,7 +112,7 @@ def _stay(state: ProcessState, *events: Event) -> dict[Event, ProcessState]:
 
 _S = ProcessState
 _E = Event
-_BOOKS = (_E.REGISTER, _E.RELEASE, _E.UNHELD)
+_BOOKS = (_E.REGISTER, _E.RELEASE, _E.UNHELD, _E.DRAINING)
 _END = {_E.FENCE: _S.FENCED, _E.DIED: _S.DEAD}
 
 #: state -> event -> next state.  What is not here cannot happen.

@@ -27,6 +27,7 @@ from protocol.control_layouts import (
 from protocol.control_messages import (
     Adopt,
     Client,
+    Draining,
     Farewell,
     Freeze,
     Frozen,
@@ -63,6 +64,7 @@ __all__ = [
     "MESSAGE_MAX",
     "Adopt",
     "Client",
+    "Draining",
     "Farewell",
     "Freeze",
     "Frozen",
@@ -98,6 +100,7 @@ Message = (
     | Ready
     | Frozen
     | Farewell
+    | Draining
     | Welcome
     | Refuse
     | Listeners
@@ -112,7 +115,7 @@ Message = (
 _CLASSES: dict[int, type[Message]] = {
     cls.TYPE: cls
     for cls in (
-        *(Hello, Register, Release, Unheld, ListenersBack, Ready, Frozen, Farewell),
+        *(Hello, Register, Release, Unheld, ListenersBack, Ready, Frozen, Farewell, Draining),
         *(Welcome, Refuse, Listeners, Sockets, Adopt, Client, Freeze, Thaw, ReleaseAll),
     )
 }

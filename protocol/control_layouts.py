@@ -31,6 +31,7 @@ class MessageType(IntEnum):
     READY = 6
     FROZEN = 7
     FAREWELL = 8
+    DRAINING = 9
     WELCOME = 32
     REFUSE = 33
     LISTENERS = 34

@@ -325,6 +325,13 @@ class Farewell(Body):
 
 
 @dataclass(frozen=True, slots=True)
+class Draining(Body):
+    """Console SHUTDOWN waits until the sessions end: nobody listens from now on."""
+
+    TYPE: ClassVar = MessageType.DRAINING
+
+
+@dataclass(frozen=True, slots=True)
 class Welcome(Body):
     """The hanger accepts a HELLO.  Descriptor: the ledger, unless pgbouncer brought one.
 

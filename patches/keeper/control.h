@@ -26,6 +26,7 @@ enum KeeperMessageType {
 	KEEPER_MSG_READY = 6,	/* KeeperReady: adoption is done, or everything is registered */
 	KEEPER_MSG_FROZEN = 7,	/* stands still at a commit, waits for THAW or death */
 	KEEPER_MSG_FAREWELL = 8,	/* sessions were ended on purpose (console SHUTDOWN, RELEASE_ALL) */
+	KEEPER_MSG_DRAINING = 9,	/* SHUTDOWN waits for who is here: nobody listens from now on */
 
 	/* hanger to pgbouncer */
 	KEEPER_MSG_WELCOME = 32,	/* KeeperWelcome; descriptor: the ledger, unless it brought one */

@@ -238,7 +238,7 @@ static void register_all(void)
 	unsigned i, slot;
 	bool ok;
 
-	/* it accepts from now on */
+	/* it accepts from now on, unless nobody does */
 	suspend_pooler();
 	memset(&listeners, 0, sizeof(listeners));
 	listeners.count = n_listeners;
@@ -267,6 +267,8 @@ static void register_all(void)
 		}
 	}
 	ready.incarnation = keeper_store.incarnation;
+	if (cf_shutdown)
+		ok = ok && keeper_link_send_patiently(KEEPER_MSG_DRAINING, NULL, 0, NULL, 0);
 	ok = ok && keeper_link_send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0);
 	if (!ok) {
 		state = LINK_ACTIVE;
@@ -508,6 +510,9 @@ static void serve(struct KeeperAdopt *adopt)
 	adopted = true;
 	state = LINK_ACTIVE;
 	keeper_adopt(held, n_held, adopt->down_us, &ready);
+	/* what our predecessor was told holds for us */
+	if (cf_shutdown)
+		cleanup_sockets();
 	event_base_once(pgb_event_base, -1, EV_TIMEOUT, wake_cb, NULL, &at_once);
 	keeper_settle();
 	keeper_store_forget_damage(&keeper_store);
@@ -561,6 +566,18 @@ void keeper_leave_sessions(const char *signal_name)
 	}
 	/* no exit handlers: they say goodbye to clients and remove the hanger's sockets */
 	_exit(0);
+}
+
+void keeper_stop_listening(void)
+{
+	/* a hanger that has closed its sockets needs a successor that knows why */
+	keeper_mark_global();
+	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+	if (state == LINK_ACTIVE && !keeper_link_send_patiently(KEEPER_MSG_DRAINING, NULL, 0, NULL, 0))
+		hanger_lost("it does not read");
+	/* nobody may be let in behind the answer to the command: not even by the hanger, which reads later */
+	while (n_listeners > 0)
+		shutdown(listener[--n_listeners].fd, SHUT_RDWR);
 }
 
 void keeper_farewell(void)

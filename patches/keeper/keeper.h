@@ -32,6 +32,8 @@ void keeper_loop_end(void);
 void keeper_leave_sessions(const char *signal_name) _NORETURN;
 /* the main loop has ended on purpose: tell the hanger to let go of everything */
 void keeper_farewell(void);
+/* our listening sockets are about to be closed: nobody else may listen on them either */
+void keeper_stop_listening(void);
 
 /*
  * sbuf.c

@@ -12,6 +12,7 @@ class HangerEvent(StrEnum):
 
     # listening
     LISTEN_FAILED = "listen-failed"
+    LISTENING_ENDED = "listening-ended"
     ACCEPT_PAUSED = "accept-paused"
     DESCRIPTOR_LIMIT = "descriptor-limit"
     # pgbouncer's connection to the hanger

@@ -80,9 +80,15 @@ class Listeners:
         self._files: dict[str, tuple[int, int]] = {}
         self._pauses = {Pause.NOT_OPEN}
         self._timer: asyncio.TimerHandle | None = None
+        self._given_up = False
 
     def __len__(self) -> int:
         return len(self._sockets)
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody is to listen until `bind` is called again."""
+        return self._given_up
 
     @property
     def pauses(self) -> frozenset[Pause]:
@@ -130,6 +136,7 @@ class Listeners:
         except BaseException:
             self.close(unlink=True)
             raise
+        self._given_up = False
         for address in bound:
             log.info(Event.LISTENING, address=str(address))
 
@@ -178,8 +185,18 @@ class Listeners:
         if Pause.FULL in self._pauses and self._has_room():
             self.resume(Pause.FULL)
 
+    def give_up(self) -> None:
+        """Listen no more: new clients are refused, or go to whoever else has our address."""
+        if not self._given_up:
+            log.info(HangerEvent.LISTENING_ENDED)
+        self._given_up = True
+        self.close(unlink=True)
+
     def close(self, *, unlink: bool) -> None:
-        """Stop for good.  `unlink` removes our socket files, unless somebody has replaced them."""
+        """Stop, until `bind` and `resume`.
+
+        `unlink` removes our socket files, unless somebody has replaced them.
+        """
         self.pause(Pause.NOT_OPEN)
         if self._timer is not None:
             self._timer.cancel()
@@ -220,7 +237,8 @@ class Listeners:
             self._on_client(client.detach(), unix)
 
     def _exhausted(self, error: OSError) -> None:
-        log.error(HangerEvent.ACCEPT_PAUSED, reason=os.strerror(error.errno or 0))
+        if error.errno != errno.EINVAL:  # pgbouncer has shut it down, and says so next: DRAINING
+            log.error(HangerEvent.ACCEPT_PAUSED, reason=os.strerror(error.errno or 0))
         self.pause(Pause.EXHAUSTED)
         if self._timer is not None:
             self._timer.cancel()

@@ -16,6 +16,7 @@ from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
 from protocol.control import (
     BATCH,
+    Draining,
     Farewell,
     Frozen,
     Hello,
@@ -57,6 +58,7 @@ _EVENTS: Final[dict[type[Message], Event]] = {
     Ready: Event.READY,
     Frozen: Event.FROZEN,
     Farewell: Event.FAREWELL,
+    Draining: Event.DRAINING,
 }
 
 
@@ -269,6 +271,8 @@ class Reception:
             case Ready() if process.state is ProcessState.ACTIVE:
                 process.ready = message
                 self._reactions.became_ready(process)
+            case Draining() if process.owner and process.state is not ProcessState.FENCED:
+                self._listeners.give_up()
             case Farewell():
                 process.said_farewell = True
                 self._reactions.said_farewell(process)
@@ -278,7 +282,9 @@ class Reception:
             raise RemoteProtocolError(
                 f"READY of incarnation {ready.incarnation} from {process.incarnation}"
             )
-        if process.state is ProcessState.RETURNING and not len(self._listeners):
+        if process.state is ProcessState.RETURNING and not (
+            len(self._listeners) or self._listeners.given_up
+        ):
             raise RemoteProtocolError("READY without LISTENERS_BACK")
 
     def _register(self, process: Process, message: Register, fds: tuple[int, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgkeeper.bouncer.spawn import Launch, UserMissingError, check_keeper_support
 from pgkeeper.config import BouncerIni
@@ -13,10 +13,11 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.handoff.execute import Handoff
 from pgkeeper.hanger.accounts import list_sessions
 from pgkeeper.hanger.addresses import addresses
-from pgkeeper.hanger.binding import AddressInUseError
+from pgkeeper.hanger.binding import AddressInUseError, CannotListenError
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
+from pgkeeper.hanger.listeners import Pause
 from pgkeeper.hanger.supervisor import Supervisor
 from pgkeeper.log import Event, get_logger
 from pgkeeper.options import uid_of
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["NotSupervisingError", "Service"]
 
 log = get_logger()
+
+#: Seconds until an address that cannot be had again is tried once more.
+_LISTEN_AGAIN: Final = 1.0
 
 
 class NotSupervisingError(PgkeeperError):
@@ -68,10 +72,12 @@ class Service:
         self._settings = settings
         self._ini = ini
         self._bouncer_uid = None if ini.user is None else uid_of(ini.user)
+        self._socket_owner = self._bouncer_uid if os.geteuid() == 0 else None
+        self._again: asyncio.TimerHandle | None = None
         self.allowed_uids = allow_uids | {os.geteuid(), 0}
         if os.geteuid() == 0 and self._bouncer_uid is not None:
             self.allowed_uids |= {self._bouncer_uid}
-        self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set)
+        self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set, self._drained)
         self._socket = KeeperSocket(
             loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
         )
@@ -107,18 +113,34 @@ class Service:
         await self._listen(self._wanted)
         self.supervisor.open()
 
+    def _drained(self) -> None:
+        """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.
+
+        That is the end, unless something else than we starts the next pgbouncer.
+        """
+        if self._settings.supervise:
+            self.ended.set()
+            return
+        listeners = self.supervisor.listeners
+        try:
+            listeners.bind(self._wanted, self._ini, owner=self._socket_owner)
+        except CannotListenError as error:
+            log.error(HangerEvent.LISTEN_FAILED, address=error.address, reason=error.reason)
+            self._again = self._loop.call_later(_LISTEN_AGAIN, self._drained)
+        else:
+            listeners.resume(Pause.NOT_OPEN)
+
     def _check_user(self, ini: BouncerIni) -> None:
         if os.geteuid() == 0 and (ini.user is None or uid_of(ini.user) == 0):
             raise UserMissingError(ini.path)
 
     async def _listen(self, wanted: Iterable[Address]) -> None:
         """Bind what the ini says, unless a serving pgbouncer has it and comes back with it."""
-        owner = self._bouncer_uid if os.geteuid() == 0 else None
         listeners = self.supervisor.listeners
         patience = self._settings.patience.returning
         while not await self._taken_over():
             try:
-                listeners.bind(wanted, self._ini, owner=owner)
+                listeners.bind(wanted, self._ini, owner=self._socket_owner)
             except AddressInUseError:
                 if not await self._wait_for_return(patience):
                     raise
@@ -152,6 +174,8 @@ class Service:
         """End everything.  `leave_owner`: a pgbouncer that serves goes on without a hanger."""
         notify("STOPPING=1")
         log.info(Event.HANGER_STOPPING)
+        if self._again is not None:
+            self._again.cancel()
         leave_owner = leave_owner and self.supervisor.census.owner is not None
         await self.supervisor.stop(leave_owner=leave_owner)
         self._socket.close(unlink=not leave_owner)

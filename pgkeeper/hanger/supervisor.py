@@ -46,7 +46,8 @@ class Supervisor:
     """Everything about the processes; implements `reception.Reactions`.
 
     `launch` is what is started; `on_end` is called once when the service has ended by the
-    operator's wish at the console.
+    operator's wish at the console; `on_drained` when all sessions are over after a wish that was
+    to wait for them, and nobody listens.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Supervisor:
         ini: BouncerIni,
         launch: Launch,
         on_end: Callable[[], None],
+        on_drained: Callable[[], None],
     ) -> None:
         self.settings = settings
         self.launch = launch
@@ -72,6 +74,7 @@ class Supervisor:
         """A pgbouncer that served without a hanger has come back."""
         self._loop = loop
         self._on_end = on_end
+        self._on_drained = on_drained
         self._standby_crashes = Backoff(loop, self.arrange)
         self._open = False
         self._stopping = False
@@ -330,6 +333,8 @@ class Supervisor:
     def _renew_ledger(self) -> None:
         """All sessions are over: a fresh ledger, and nobody who still maps the old one."""
         self.holdings.renew()
+        if self.listeners.given_up and not self._stopping:
+            self._on_drained()
         for process in self.census:
             if not process.owner and process.link is not None:
                 if process.child is not None:

@@ -22,6 +22,7 @@ from protocol.control import (
     BATCH,
     Adopt,
     Client,
+    Draining,
     Farewell,
     Freeze,
     Frozen,
@@ -324,6 +325,10 @@ class FakeBouncer:
     def command_unheld(self, session: Session) -> str:
         self.say(Unheld(session.token, UnheldReason.TLS))
         return "unheld"
+
+    def command_drain(self, session: Session) -> str:
+        self.say(Draining())
+        return "draining"
 
     def command_farewell(self, session: Session) -> str:
         self.goodbye()

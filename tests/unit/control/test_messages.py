@@ -15,6 +15,7 @@ from protocol.control import (
     MESSAGE_MAX,
     Adopt,
     Client,
+    Draining,
     Farewell,
     Freeze,
     Frozen,
@@ -122,6 +123,7 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     ),
     "frozen": (Frozen(), b"", 0),
     "farewell": (Farewell(), b"", 0),
+    "draining": (Draining(), b"", 0),
     "welcome": (Welcome(1, 2, 3), struct.pack("=QQII", 1, 2, 3, 0), 1),
     "refuse": (Refuse("format 2, this is 1"), b"format 2, this is 1", 0),
     "listeners": (Listeners((False,)), struct.pack("=III", 1, 0, 0), 1),
@@ -177,7 +179,7 @@ def test_strangers_are_refused() -> None:
         decode(_head(7, magic=1))
     with pytest.raises(InvalidValueError, match="control version 2, this pgkeeper speaks 1"):
         decode(_head(7, version=2))
-    for kind in (0, 9, 31, 41, 65535):
+    for kind in (0, 10, 31, 41, 65535):
         with pytest.raises(UnknownMessageTypeError, match=str(kind)):
             decode(_head(kind))
     with pytest.raises(BadLengthError):
