@@ -58,11 +58,24 @@ class Racing:
 
 
 @dataclass(frozen=True, slots=True)
+class ByDesign:
+    """Tests that fail with the keeper on, with `message`: a kept PgBouncer means to differ."""
+
+    tests: tuple[str, ...]
+    message: str
+
+    def explains(self, outcome: Outcome) -> bool:
+        """Whether `outcome` is this failure."""
+        return outcome.status == "failed" and re.search(self.message, outcome.message) is not None
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """The content of left_out.toml; `tls` names tests and files of tests."""
 
     skipped: tuple[Skipped, ...]
     racing: tuple[Racing, ...]
+    by_design: tuple[ByDesign, ...]
     tls: tuple[str, ...]
 
     def needs_tls(self, test: str) -> bool:
@@ -72,6 +85,10 @@ class LeftOut:
     def may_race(self, test: str, outcome: Outcome) -> bool:
         """Whether `test` is known to be able to end so, whatever PgBouncer does."""
         return any(entry.excuses(test, outcome) for entry in self.racing)
+
+    def differs(self, test: str) -> ByDesign | None:
+        """Why `test` has to fail with the keeper on, if it has."""
+        return next((entry for entry in self.by_design if test in entry.tests), None)
 
     def skips(self, test: str, outcome: Outcome, facilities: frozenset[str]) -> bool:
         """Whether the suite was right to skip `test` on a machine with these facilities."""
@@ -86,7 +103,7 @@ class LeftOut:
 def read_left_out(path: Path) -> LeftOut:
     """Read left_out.toml. Raises KeyError for an entry without what it must have."""
     table = tomllib.loads(path.read_text())
-    for entry in (*table["skipped"], *table["racing"], table["tls"]):
+    for entry in (*table["skipped"], *table["racing"], *table["by_design"], table["tls"]):
         if not entry["reason"].strip():
             raise KeyError("reason")
     return LeftOut(
@@ -98,6 +115,7 @@ def read_left_out(path: Path) -> LeftOut:
             Racing(*(entry[key] for key in ("test", "message", "where", "found", "forced")))
             for entry in table["racing"]
         ),
+        tuple(ByDesign(tuple(entry["tests"]), entry["message"]) for entry in table["by_design"]),
         tuple(table["tls"]["tests"]),
     )
 
@@ -154,12 +172,22 @@ def complaints(
     expected: Sequence[str],
     left_out: LeftOut,
     facilities: frozenset[str],
+    *,
+    kept: bool = False,
 ) -> list[str]:
     """What is not as it should be: a line for each test of `expected` that did not run, and for
-    each that ran and neither passed nor is left out for the reason given."""
+    each that ran and neither passed nor is left out for the reason given.
+
+    With the keeper on (`kept`) also for each that passed though it is known to differ by design.
+    """
     run = {test.partition("[")[0] for test in outcomes}
     found = [f"{test} did not run" for test in expected if test not in run]
     for test, outcome in outcomes.items():
+        entry = left_out.differs(test) if kept else None
+        if entry is not None:
+            if not entry.explains(outcome):
+                found.append(f"{test} {outcome.status}, not as left out: {outcome.message}")
+            continue
         if outcome.status == "passed" or left_out.may_race(test, outcome):
             continue
         if not left_out.skips(test, outcome, facilities):

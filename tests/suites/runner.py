@@ -20,7 +20,8 @@ from testbed.errors import LeftBehindError, NotFoundError, ProcessFailedError
 from testbed.pginstall import PgInstall, installation, usable_installation
 from testbed.process import Process
 from testbed.waiting import wait_until
-from tests.suites import stand_in
+from tests.suites import nursery, stand_in
+from tests.suites.evidence import Evidence, collect
 from tests.suites.interpreter import hanger_packages, usable_interpreter
 from tests.suites.outcomes import functions_in, read_junit, read_left_out
 
@@ -38,6 +39,8 @@ LEFT_OUT = read_left_out(Path(__file__).with_name("left_out.toml"))
 # Nearly all of its time the suite sleeps: two processors bear four at once.
 _WORKERS = 4
 _PATIENCE_S = 15 * 60.0
+_UPSTREAMS_TRIES = "if tries > 50:"
+_TRIES = "if tries > 250:"
 _DEBIAN = Path("/usr/lib/postgresql")
 
 
@@ -48,6 +51,7 @@ class Run:
     outcomes: dict[str, Outcome]
     tree: Path
     part: Part
+    evidence: Evidence
 
     def expected(self) -> list[str]:
         """FILE::FUNCTION of every test that this part of the suite consists of."""
@@ -65,6 +69,8 @@ class UpstreamSuite:
         self._source = source
         self._ports = run_dir.path / "suite-ports"
         self._bytecode = run_dir.path / "suite-bytecode"
+        self._nursery = run_dir.folder("nursery") / "socket"
+        self._kept: set[Path] = set()
 
     def copy(self, name: str, binary: Path, *, kept: bool = False) -> Path:
         """What of the source tree the suite reads, beside `binary`, owned by the account.
@@ -84,6 +90,8 @@ class UpstreamSuite:
         program = tree / "pgbouncer"
         if kept:
             program.write_text(self._stand_in(binary))
+            _be_patient(tree / "test" / "utils.py")
+            self._kept.add(tree)
         else:
             shutil.copyfile(binary, program)
         program.chmod(0o755)
@@ -100,8 +108,11 @@ class UpstreamSuite:
             script.chmod(0o644)
         packages = hanger_packages(self._run_dir)
         cache = f"-Xpycache_prefix={self._bytecode}"
-        words = (python.executable, "-I", "-S", cache, script, python.executable, packages)
-        command = shlex.join(map(str, (*words, self._run_dir.usable(binary))))
+        words = (
+            *(python.executable, "-I", "-S", cache, script),
+            *(self._nursery, python.executable, packages, self._run_dir.usable(binary)),
+        )
+        command = shlex.join(map(str, words))
         return f'#!/bin/sh\nexec {command} "$@"\n'
 
     def run(self, tree: Path, part: Part, only: Sequence[str] = ()) -> Run:
@@ -117,13 +128,14 @@ class UpstreamSuite:
         python = usable_interpreter(self._run_dir)
         log = self._run_dir.path / f"{name}.log"
         report = tree / f"{part}.xml"
-        with _alone():
+        environment = self._environment(tree, postgres, python)
+        with _alone(), self._hangers(tree, name, python, environment):
             process = Process(
                 self._run_dir,
                 name,
                 [*_command(python, tree, part, report), *_selection(tree, part, only)],
                 output=log,
-                env=self._environment(tree, postgres, python),
+                env=environment,
             )
             try:
                 code = process.wait(_PATIENCE_S)
@@ -136,9 +148,35 @@ class UpstreamSuite:
             raise ProcessFailedError(name, f"pytest ended with {code}", log.read_text()[-5000:])
         if left := self._run_dir.processes(name):
             raise LeftBehindError("PgBouncer's own suite", left)
+        evidence = collect(tree / part[0])
         # Half a gigabyte of clusters.
         shutil.rmtree(tree / part[0])
-        return Run(read_junit(report), tree, part)
+        return Run(read_junit(report), tree, part, evidence)
+
+    @contextmanager
+    def _hangers(
+        self, tree: Path, name: str, python: Interpreter, environment: dict[str, str]
+    ) -> Iterator[None]:
+        """Where hangers for a tree come from, if it wants any; see `nursery`."""
+        if tree not in self._kept:
+            yield
+            return
+        script = self._run_dir.path / "nursery.py"
+        shutil.copyfile(nursery.__file__, script)
+        script.chmod(0o644)
+        process = Process(
+            self._run_dir,
+            name,
+            [python.executable, "-S", script, self._nursery],
+            output=self._run_dir.path / f"{name}-nursery.log",
+            env={**environment, "PYTHONPATH": str(hanger_packages(self._run_dir))},
+        )
+        try:
+            wait_until(self._nursery.exists, what="the nursery listens")
+            yield
+        finally:
+            process.stop(signal.SIGTERM)
+            self._nursery.unlink()
 
     def _environment(self, tree: Path, postgres: PgInstall, python: Interpreter) -> dict[str, str]:
         # The suite's locks on ports are files in the temporary folder. Hundreds of hangers start
@@ -167,6 +205,16 @@ class UpstreamSuite:
             "USE_SUDO": "",
             "ENABLE_VALGRIND": "",
         }
+
+
+def _be_patient(utils: Path) -> None:
+    """Let a start take longer than upstream's five seconds: a hanger comes first.
+
+    A suite that gave up would leave both behind.
+    """
+    text = utils.read_text()
+    assert text.count(_UPSTREAMS_TRIES) == 1
+    utils.write_text(text.replace(_UPSTREAMS_TRIES, _TRIES))
 
 
 def facilities() -> frozenset[str]:
@@ -231,6 +279,8 @@ def _command(python: Interpreter, tree: Path, part: Part, report: Path) -> list[
         *(python.executable, "-S", "-m", "pytest", "-p", "no:cacheprovider", "-q"),
         *("--numprocesses", str(_WORKERS), "--dist", "worksteal"),
         *("--override-ini", "junit_family=xunit2", f"--junitxml={report}"),
+        # Upstream's 30 s are too few for initdb in each worker of a busy machine.
+        *("--override-ini", "timeout=120"),
         # A short path: a Unix socket's may have 107 bytes.
         f"--basetemp={tree / part[0]}",
     ]

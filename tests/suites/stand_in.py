@@ -1,8 +1,9 @@
 """Run in place of pgbouncer by PgBouncer's own suite: the same, but kept by a hanger.
 
-`stand_in.py PYTHON PACKAGES PGBOUNCER OPTION... [INI]`: PYTHON with PACKAGES runs
-`pgkeeper run`, which listens and starts PGBOUNCER. It lives as long as that hanger, whose log it
-leaves beside the ini. What the suite does to its pgbouncer means:
+`stand_in.py NURSERY PYTHON PACKAGES PGBOUNCER OPTION... [INI]`: the nursery at that socket makes a
+hanger, which listens and starts PGBOUNCER; PYTHON with PACKAGES runs other commands of pgkeeper. It
+lives as long as that hanger, whose log it leaves beside the ini. What the suite does to its
+pgbouncer means:
 
 - SIGQUIT, its way to stop one, and SIGTERM, SIGINT: SIGTERM to the hanger. (A pgbouncer that gets
   them leaves its sessions with the hanger, which starts the next one.)
@@ -19,6 +20,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +41,8 @@ _TO_BOUNCER = (signal.SIGUSR1, signal.SIGUSR2)
 class StandIn:
     """One pgbouncer of the suite, known by its ini."""
 
-    def __init__(self, python: str, packages: str, pgbouncer: str, ini: str) -> None:
+    def __init__(self, nursery: str, python: str, packages: str, pgbouncer: str, ini: str) -> None:
+        self._nursery = nursery
         self._ini = Path(ini).absolute()
         self._folder = self._ini.parent
         # Beside pgbouncer's own Unix socket, with a shorter name: where that fits, this does.
@@ -54,23 +57,19 @@ class StandIn:
             # Its number comes through the pipe.
             signal.signal(number, lambda _number, _frame: None)
 
-    def run(self) -> int:
-        """Start a hanger with a pgbouncer and stay until it ends; its exit status."""
-        with (self._folder / HANGER_LOG).open("ab") as log:
-            hanger = subprocess.Popen(
-                [
-                    *(*self._pgkeeper, "run", "--log-json"),
-                    *("--ini", self._ini, "--pgbouncer", self._pgbouncer, "--socket", self._socket),
-                ],
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._stay_with(hanger.pid)
-        return hanger.wait()
+    def run(self) -> None:
+        """Have a hanger made with a pgbouncer, and stay until it ends."""
+        words = [
+            *(Path.cwd(), self._folder / HANGER_LOG, "run", "--log-json", "--ini", self._ini),
+            *("--pgbouncer", self._pgbouncer, "--socket", self._socket),
+        ]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as nursery:
+            nursery.connect(self._nursery)
+            nursery.send(b"\0".join(map(os.fsencode, words)))
+            hanger = int(nursery.recv(64))
+        self._stay_with(hanger)
 
-    def reboot(self) -> int:
+    def reboot(self) -> None:
         """Replace the pgbouncer of the older stand-in, and that one itself."""
         hanger, older = map(int, (self._folder / _PIDS).read_text().split())
         subprocess.run(
@@ -82,7 +81,6 @@ class StandIn:
         # It holds nothing and has nothing to say.
         os.kill(older, signal.SIGKILL)
         self._stay_with(hanger)
-        return 0
 
     def _stay_with(self, hanger: int) -> None:
         """Pass signals on until the hanger has ended."""
@@ -106,14 +104,17 @@ def _signal_children(parent: int, number: signal.Signals) -> None:
             os.kill(int(pid), number)
 
 
-def main() -> int:
+def main() -> None:
     """See the module."""
-    python, packages, pgbouncer, *options, ini = sys.argv[1:]
+    nursery, python, packages, pgbouncer, *options, ini = sys.argv[1:]
     if ini.startswith("-"):
         os.execv(pgbouncer, [pgbouncer, *options, ini])  # --help, --version
-    stand_in = StandIn(python, packages, pgbouncer, ini)
-    return stand_in.reboot() if "--reboot" in options else stand_in.run()
+    stand_in = StandIn(nursery, python, packages, pgbouncer, ini)
+    if "--reboot" in options:
+        stand_in.reboot()
+    else:
+        stand_in.run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.suites.outcomes import (
+    ByDesign,
     LeftOut,
     Outcome,
     Racing,
@@ -23,6 +24,7 @@ NOTHING: frozenset[str] = frozenset()
 LEFT_OUT = LeftOut(
     (Skipped("ipv6", ("test_a.py::test_six",), "not SIX"),),
     (Racing("test_a.py::test_race", "^Aborted$", "^test_a.py:7: in test_race$", "try", "sleep"),),
+    (ByDesign(("test_a.py::test_signal",), "^gone$"),),
     ("test_tls.py", "test_a.py::test_cert"),
 )
 PASSED = Outcome("passed")
@@ -59,6 +61,18 @@ def test_an_outcome_that_nothing_excuses_is_a_complaint(test: str, outcome: Outc
 )
 def test_what_passed_or_is_left_out_is_no_complaint(test: str, outcome: Outcome) -> None:
     assert complaints({test: outcome}, [test], LEFT_OUT, NOTHING) == []
+
+
+def test_what_differs_by_design_has_to_differ_if_and_only_if_the_keeper_is_on() -> None:
+    test = "test_a.py::test_signal"
+    gone = {test: Outcome("failed", "gone")}
+    assert complaints(gone, [test], LEFT_OUT, NOTHING, kept=True) == []
+    assert complaints(gone, [test], LEFT_OUT, NOTHING) == [f"{test} failed: gone"]
+    assert complaints({test: PASSED}, [test], LEFT_OUT, NOTHING) == []
+    for other in (PASSED, Outcome("failed", "else"), Outcome("skipped", "gone")):
+        assert complaints({test: other}, [test], LEFT_OUT, NOTHING, kept=True) == [
+            f"{test} {other.status}, not as left out: {other.message}"
+        ]
 
 
 def test_a_skip_is_a_complaint_where_the_facility_is_there() -> None:

@@ -1,0 +1,74 @@
+"""What the proof that the keeper was on is worth: whatever is missing in the logs is noticed."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.suites.evidence import Evidence, collect
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ADOPTED = "2026-01-01 [7] LOG keeper: incarnation 1 adopted 0 clients and 0 servers in 9 us"
+
+
+def event(name: str, level: str = "info", **facts: str) -> str:
+    return json.dumps({**facts, "event": name, "level": level})
+
+
+GOOD = [event("hanger-started"), ADOPTED, event("bouncer-active"), event("hanger-stopped")]
+
+
+def write(folder: Path, bouncer: str, hanger: list[str] | None) -> None:
+    folder.mkdir()
+    (folder / "test.log").write_text(bouncer + "\n")
+    if hanger is not None:
+        (folder / "hanger.log").write_text("".join(line + "\n" for line in hanger))
+
+
+def test_what_was_kept_is_counted(tmp_path: Path) -> None:
+    unheld = event("session-unheld", reason="tls")
+    write(tmp_path / "one", ADOPTED, [*GOOD[:-1], unheld, unheld, GOOD[-1]])
+    # stopped and started again
+    write(tmp_path / "two", f"{ADOPTED}\n{ADOPTED}", [*GOOD, *GOOD])
+    assert collect(tmp_path) == Evidence(2, (), Counter(tls=2))
+
+
+def test_a_socket_that_was_left_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "one", ADOPTED, GOOD)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "one" / "keeper"))
+    assert collect(tmp_path).unkept == ("one: keeper was left",)
+
+
+@pytest.mark.parametrize(
+    ("bouncer", "hanger", "complaint"),
+    [
+        (ADOPTED, None, "it has no hanger"),
+        (ADOPTED, [ADOPTED], "it has no hanger"),
+        ("LOG process up", GOOD, "0 adoptions, of which the hanger knows 1"),
+        (ADOPTED, [GOOD[0], GOOD[-1]], "1 adoptions, of which the hanger knows 0"),
+        (ADOPTED, GOOD[:-1], "its hanger did not end in order"),
+        (ADOPTED, [*GOOD, *GOOD[:1]], "its hanger did not end in order"),
+        (ADOPTED, [*GOOD[:-1], *GOOD], "1 adoptions, of which the hanger knows 2"),
+        (ADOPTED, [event("protocol-error", "error"), *GOOD], "protocol-error"),
+        (ADOPTED, [event("bouncer-ended", "warning"), *GOOD], "bouncer-ended"),
+        (ADOPTED, [event("sessions-lost", "warning"), *GOOD], "sessions-lost"),
+        (ADOPTED, ["Traceback (most recent call last):", *GOOD], "hanger.log: Traceback"),
+        (f"{ADOPTED}\nFATAL @src/x.c", GOOD, "test.log: FATAL @src/x.c"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_named(
+    tmp_path: Path, bouncer: str, hanger: list[str] | None, complaint: str
+) -> None:
+    write(tmp_path / "one", bouncer, hanger)
+    evidence = collect(tmp_path)
+    assert evidence.bouncers == 1
+    (line,) = evidence.unkept
+    assert line.startswith("one: ")
+    assert complaint in line
