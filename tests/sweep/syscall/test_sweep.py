@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from testbed.postgres import Connection, Postgres
     from tests.sweep.syscall.bed import KeeperFactory
+    from tests.sweep.syscall.stage import Workload
     from tests.sweep.syscall.sweep import Report
     from tests.sweep.syscall.tracer import Point
-    from tests.sweep.syscall.workloads import Workload
 
     class RunSweep(Protocol):
         """Runs one sweep to its end; the report."""
