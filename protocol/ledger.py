@@ -13,7 +13,7 @@ import dataclasses
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from protocol.ledger_checks import blob_check, copy_check, entry_check, fnv1a64
+from protocol.ledger_checks import blob_check, copy_check, entry_check, fnv1a64, head_check
 from protocol.ledger_layouts import (
     ACT,
     APPEND_ONLY,
@@ -99,6 +99,7 @@ __all__ = [
     "copy_check",
     "entry_check",
     "fnv1a64",
+    "head_check",
 ]
 
 _WORD: Final = struct.Struct("=Q")
@@ -195,7 +196,7 @@ class LedgerView:
             if copy is None:
                 return None
             fields = COPY.parse(copy)
-            if fields["check"] == copy_check(copy):
+            if fields["check"] == copy_check(copy, slot):
                 return self._copy(slot, fields)
             if self.commit == commit:
                 break
@@ -206,7 +207,7 @@ class LedgerView:
         if kind is Kind.FREE:
             return None
         self._check_bounds(slot, fields)
-        del fields["check"], fields["pad"]
+        del fields["check"], fields["spare"]
         fields["kind"] = kind
         fields["state"] = checked(slot, SocketState, fields["state"], "state")
         fields["wait_type"] = checked(slot, WaitType, fields["wait_type"], "wait_type")
@@ -279,6 +280,8 @@ class LedgerView:
             raise LedgerDamaged(slot, f"no {kind.name} blob where one should be")
         if not 1 <= head["units"] <= units - unit + 1:
             raise LedgerDamaged(slot, f"its {kind.name} blob does not end inside the heap")
+        if kind in APPEND_ONLY and head["check"] != head_check(unit, head["units"], kind):
+            raise LedgerDamaged(slot, f"the check of its {kind.name} blob's head fails")
         return head
 
     def blob(self, slot: int, unit: int, kind: BlobKind, used: int | None = None) -> bytes:

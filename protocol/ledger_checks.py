@@ -18,9 +18,10 @@ _MASK64: Final = (1 << 64) - 1
 _FNV_OFFSET: Final = 0xCBF29CE484222325
 _FNV_PRIME: Final = 0x100000001B3
 
-_WORDS: Final = struct.Struct(f"={COPY.field('check').offset // 8}Q")
-_DISTANCES: Final = tuple(2 * i + 1 for i in range(COPY.field("check").offset // 8))
-"""How far `keeper_check()` rotates each word to the left."""
+_WORDS: Final = struct.Struct(f"={COPY.size // 8}Q")
+_CHECK: Final = COPY.field("check").offset // 8
+_BLOB_WORD: Final = struct.Struct("=Q")
+_HEAD: Final = struct.Struct("=3I")
 _ENTRY_CHECK: Final = CATALOG_ENTRY.field("check")
 
 
@@ -32,17 +33,29 @@ def fnv1a64(data: Buffer) -> int:
     return value
 
 
-def copy_check(copy: Buffer) -> int:
-    """`keeper_check()` of the bytes of a KeeperCopy: what its last field, `check`, must be."""
-    words: tuple[int, ...] = _WORDS.unpack_from(copy)
-    pairs = zip(words, _DISTANCES, strict=True)
-    return (MAGIC + sum(word << by | word >> (64 - by) for word, by in pairs)) & _MASK64
+def copy_check(copy: Buffer, slot: int) -> int:
+    """`keeper_check()` of the bytes of a copy of `slot`: what its field `check` must be."""
+    total = MAGIC + slot
+    for place, word in enumerate(_WORDS.unpack_from(copy)):
+        if place != _CHECK:
+            by = 2 * place + 1
+            total += word << by | word >> (64 - by)
+    return total & _MASK64
 
 
 def blob_check(payload: Buffer) -> int:
     """`keeper_blob_check()` of an immutable blob's payload; never 0."""
-    value = fnv1a64(payload)
+    data = bytes(payload)
+    value = _FNV_OFFSET ^ len(data)
+    for (word,) in _BLOB_WORD.iter_unpack(data + bytes(-len(data) % _BLOB_WORD.size)):
+        value = (value ^ word) * _FNV_PRIME & _MASK64
+        value ^= value >> 32
     return (value ^ value >> 32) & 0xFFFFFFFF | 1
+
+
+def head_check(unit: int, units: int, kind: int) -> int:
+    """`keeper_head_check()` of an append-only blob: what the check in its head must be."""
+    return blob_check(_HEAD.pack(unit, units, kind))
 
 
 def entry_check(entry: Buffer, name: Buffer) -> int:

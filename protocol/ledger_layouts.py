@@ -14,17 +14,17 @@ from protocol.layout import U8, U16, U32, U64, Layout, array, bytes_, record
 
 MAGIC: Final = 0x726567646C6B6770
 """First word of a ledger: "pgkldger"."""
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64
 """Bytes in which the heap is given out."""
-INLINE_REQUESTS: Final = 36
+INLINE_REQUESTS: Final = 22
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
-IOBUF_HEAD: Final = 12
+IOBUF_HEAD: Final = 16
 """Bytes of PgBouncer's `struct iobuf` before its data; scratch, the positions are in the slot."""
 
 
@@ -166,7 +166,6 @@ COPY: Final = Layout(
     "KeeperCopy",
     record(
         epoch=U64,
-        token=U64,
         rx=U64,
         tx=U64,
         kind=U8,
@@ -182,24 +181,25 @@ COPY: Final = Layout(
         io_recv=U32,
         pkt_remain=U32,
         skip_remain=U32,
-        outbox=U32,
-        outbox_done=U32,
-        outbox_len=U32,
-        extra=U32,
-        record=U32,
-        requests=U32,
         query_start=U64,
         xact_start=U64,
         request_time=U64,
         wait_start=U64,
-        pool=U32,
-        doom=U32,
-        canceled_server=U32,
-        extra_done=U32,
         n_requests=U16,
-        pad=U16,
         request=bytes_(INLINE_REQUESTS),
         check=U64,
+        token=U64,
+        pool=U32,
+        record=U32,
+        outbox=U32,
+        outbox_done=U32,
+        outbox_len=U32,
+        doom=U32,
+        extra=U32,
+        extra_done=U32,
+        requests=U32,
+        canceled_server=U32,
+        spare=array(2, U64),
     ),
 )
 SLOT: Final = Layout(
@@ -356,7 +356,7 @@ class Geometry:
 
     @property
     def iobuf_size(self) -> int:
-        """Bytes from one IOBuf to the next: its three positions and the data, whole lines."""
+        """Bytes from one IOBuf to the next: its head and the data, whole lines."""
         return _round_up(IOBUF_HEAD + self.pkt_buf, 64)
 
     @property

@@ -30,6 +30,11 @@ class Message:
     kind: str
     body: bytes
 
+    @property
+    def encoded(self) -> bytes:
+        """The bytes that it came as."""
+        return frontend(self.kind, self.body)
+
     def error_fields(self) -> dict[str, str]:
         """The fields of an ErrorResponse or NoticeResponse by their one-letter codes."""
         parts = self.body.rstrip(b"\0").split(b"\0")
@@ -67,13 +72,25 @@ class RawClient:
 
     The constructor only connects the socket: `start_up` sends the StartupMessage and
     `finish_login` reads on, so a test can stop between the two. `login` does both. Knows trust,
-    cleartext and MD5 passwords.
+    cleartext and MD5 passwords. `receive_buffer` is SO_RCVBUF: little of it, and who sends to a
+    client that does not read must soon wait.
     """
 
-    def __init__(self, host: str, port: int, *, timeout: float = 10.0) -> None:
+    def __init__(
+        self, host: str, port: int, *, timeout: float = 10.0, receive_buffer: int = 0
+    ) -> None:
         self.address = (host, port)
         self.timeout = timeout
-        self.socket = socket.create_connection(self.address, timeout)
+        self.socket = socket.socket()
+        self.socket.settimeout(timeout)
+        if receive_buffer:
+            # Before the connection: its window is agreed on then.
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        try:
+            self.socket.connect(self.address)
+        except BaseException:
+            self.socket.close()
+            raise
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.parameters: dict[str, str] = {}
         self.backend_pid = 0

@@ -14,6 +14,8 @@
 
 #include "keeper/internal.h"
 
+_Static_assert(offsetof(IOBuf, buf) == KEEPER_IOBUF_HEAD, "where an IOBuf's bytes begin");
+
 static PgSocket **iobuf_owner;
 
 void keeper_acts_setup(void)
@@ -30,16 +32,22 @@ void keeper_acts_setup(void)
 IOBuf *keeper_iobuf_alloc(SBuf *sbuf)
 {
 	uint32_t number = keeper_on ? keeper_store_new_iobuf(&keeper_store) : 0;
+	IOBuf *io;
 
-	if (!number)
-		return slab_alloc(iobuf_cache);
-	iobuf_owner[number] = container_of(sbuf, PgSocket, sbuf);
-	return keeper_store_iobuf(&keeper_store, number);
+	if (number) {
+		iobuf_owner[number] = container_of(sbuf, PgSocket, sbuf);
+		io = keeper_store_iobuf(&keeper_store, number);
+	} else {
+		io = slab_alloc(iobuf_cache);
+	}
+	if (io)
+		io->keeper_number = number;
+	return io;
 }
 
 void keeper_iobuf_free(SBuf *sbuf, IOBuf *io)
 {
-	uint32_t number = keeper_on ? keeper_store_iobuf_of(&keeper_store, io) : 0;
+	uint32_t number = io->keeper_number;
 
 	if (!number) {
 		slab_free(iobuf_cache, io);
@@ -69,7 +77,7 @@ void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
 		return;
 	}
 	keeper_mark(sk);
-	number = keeper_store_iobuf_of(&keeper_store, io);
+	number = io->keeper_number;
 	copy = keeper_store_copy(&keeper_store, sk->keeper_slot);
 	if (!number || (copy->io == number && copy->io_done >= avail)) {
 		/* the true copy needs nothing below io_done */
@@ -117,6 +125,7 @@ bool keeper_outbox_append(uint32_t slot, const void *data, size_t len)
 	/* beyond what a committed length covers: nobody reads it yet */
 	memcpy(keeper_blob_data(blob) + l->outbox_len, data, len);
 	l->outbox_len += len;
+	l->cold++;
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
 	return true;
@@ -126,6 +135,7 @@ void keeper_outbox_drop(struct KeeperLocal *l)
 {
 	keeper_store_free_blob(&keeper_store, l->outbox);
 	l->outbox = l->outbox_done = l->outbox_len = 0;
+	l->cold++;
 }
 
 /* the system call itself, with the ledger's own count where the kernel has none */
@@ -166,6 +176,7 @@ bool keeper_outbox_flush(uint32_t slot)
 			return false;
 		if (res > 0)
 			l->outbox_done += res;
+		l->cold++;
 		/* on an error nobody reads any more: recv will tell the same */
 		if (res < 0 || l->outbox_done == l->outbox_len)
 			keeper_outbox_drop(l);
@@ -191,7 +202,7 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
 	io = sbuf->io;
-	noted = keeper_store_note_read(&keeper_store, slot, l->token, l->rx, keeper_store_iobuf_of(&keeper_store, io),
+	noted = keeper_store_note_read(&keeper_store, slot, l->token, l->rx, io->keeper_number,
 				       (uint8_t *)dst - io->buf);
 	keeper_store_mark(&keeper_store, slot);
 	if (!noted)
@@ -217,21 +228,18 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 /* whose stream is this: its IOBuf or extra_packets hold the bytes */
 static PgSocket *stream_source(PgSocket *destination, const void *data)
 {
-	uint32_t number = keeper_store_iobuf_of(&keeper_store, data);
 	PgSocket *link = destination->link;
 	const uint8_t *p = data;
+	uint32_t number;
 
-	if (number)
-		return iobuf_owner[number];
-	if (!link)
-		return NULL;
-	if (link->sbuf.extra_packets.data && p >= link->sbuf.extra_packets.data
+	if (link && link->sbuf.io && p >= link->sbuf.io->buf && p < link->sbuf.io->buf + cf_sbuf_len)
+		return link;
+	if (link && link->sbuf.extra_packets.data && p >= link->sbuf.extra_packets.data
 	    && p < link->sbuf.extra_packets.data + link->sbuf.extra_packets.write_pos)
 		return link;
-	/* an IOBuf from PgBouncer's own allocator, when the ledger had none left */
-	if (link->sbuf.io && p >= link->sbuf.io->buf && p < link->sbuf.io->buf + cf_sbuf_len)
-		return link;
-	return NULL;
+	/* no link any more, but in the middle of a packet for it */
+	number = keeper_store_iobuf_of(&keeper_store, data);
+	return number ? iobuf_owner[number] : NULL;
 }
 
 /*

@@ -59,6 +59,9 @@ static void end_lost(uint32_t slot, struct KeeperReady *ready)
 	l->closing_since = get_cached_time();
 	l->tx = a->written;
 	l->rx = a->read;
+	/* rather not at all than twice */
+	if (a->torn)
+		keeper_outbox_drop(l);
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
 	if (is_client && !cancel && !peer_is_gone(a->fd)) {
@@ -173,6 +176,12 @@ static bool must_ask_again(const PgSocket *sk, const struct KeeperCopy *c)
 	       && sk->client_auth_type == AUTH_TYPE_PAM && !sk->link;
 }
 
+/* the last request to cancel on this server is gone: upstream would have released it then */
+static bool nobody_cancels(const PgSocket *server)
+{
+	return server->state == SV_BEING_CANCELED && statlist_empty(&server->canceling_clients);
+}
+
 static void go_on(PgSocket **list, unsigned n)
 {
 	uint32_t *slot = calloc(n + 1, sizeof(*slot));
@@ -196,6 +205,11 @@ static void go_on(PgSocket **list, unsigned n)
 	for (i = 0; i < n; i++) {
 		if (still(list[i], slot[i]) && (keeper_adoptee[slot[i]].copy.flags & KEEPER_F_DOOMED))
 			finish_doomed(slot[i], list[i]);
+	}
+	for (i = 0; i < n; i++) {
+		/* a request that was not held may still arrive: it must not meet the next client's query */
+		if (still(list[i], slot[i]) && is_server_socket(list[i]) && nobody_cancels(list[i]))
+			disconnect_server(list[i], true, "a cancel request may be on its way");
 	}
 	for (servers = 1; servers >= 0; servers--) {
 		for (i = 0; i < n; i++) {
@@ -337,7 +351,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 			/* a fact that the configuration no longer knows, or a closed socket */
 			keeper_store_mark(&keeper_store, slot);
 			keeper_store_free_slot(&keeper_store, slot);
-		} else if (keeper_local[slot].kind != KEEPER_FREE) {
+		} else if (keeper_local[slot].kind != KEEPER_FREE || a->damaged) {
+			/* a free one too: its next owner must not be found beside a damaged copy */
 			keeper_store_mark(&keeper_store, slot);
 		}
 	}

@@ -13,6 +13,7 @@ struct KeeperAdoptee {
 	bool lost;			/* cannot go on */
 	enum KeeperLost reason;
 	uint64_t read, written;		/* kernel's figures, from registration on */
+	bool torn;			/* which do not fit: nobody knows what of its outbox is out */
 	uint32_t iobuf;			/* kept, but nobody's yet */
 	PgSocket *sk;			/* once rebuilt */
 };

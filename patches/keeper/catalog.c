@@ -18,14 +18,18 @@
 
 void keeper_statement_added(PgSocket *sk)
 {
-	if (sk->keeper_slot)
+	if (sk->keeper_slot) {
 		keeper_local[sk->keeper_slot].catalog.added++;
+		keeper_local[sk->keeper_slot].stale = true;
+	}
 }
 
 void keeper_statement_removed(PgSocket *sk)
 {
-	if (sk->keeper_slot)
+	if (sk->keeper_slot) {
 		keeper_local[sk->keeper_slot].catalog.rewrite = true;
+		keeper_local[sk->keeper_slot].stale = true;
+	}
 }
 
 void keeper_statement_freed(PgPreparedStatement *ps)

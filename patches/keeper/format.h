@@ -14,12 +14,13 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #define KEEPER_MAGIC		0x726567646c6b6770ULL	/* "pgkldger" */
-#define KEEPER_FORMAT_VERSION	1
+#define KEEPER_FORMAT_VERSION	2
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
-#define KEEPER_INLINE_REQUESTS	36
+#define KEEPER_INLINE_REQUESTS	22
 #define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
@@ -67,13 +68,15 @@ enum KeeperFlag {
 	KEEPER_F_CONSOLE = 1 << 20,	/* session of the admin console: cannot be adopted */
 };
 
-/* one of the two copies of a slot; true if 0 < epoch <= commit word */
+/*
+ * One of the two copies of a slot; true if 0 < epoch <= commit word.  The first
+ * two cache lines are written at each commit that the slot is part of; the
+ * third only when something in it has changed.
+ */
 struct KeeperCopy {
 	uint64_t epoch;
-	uint64_t token;		/* name of the socket between pgbouncer and hanger */
 	uint64_t rx;		/* bytes read from the socket since registration */
 	uint64_t tx;		/* bytes written to the socket since registration */
-
 	uint8_t kind;		/* enum KeeperKind */
 	uint8_t state;		/* PgBouncer's SocketState */
 	uint8_t wait_type;	/* sbuf.c WaitType: 0 paused, 2 reading, 3 waits to write */
@@ -85,29 +88,28 @@ struct KeeperCopy {
 	uint32_t io_done;
 	uint32_t io_parse;
 	uint32_t io_recv;
-
 	uint32_t pkt_remain;
 	uint32_t skip_remain;
-	uint32_t outbox;	/* unit of a blob */
-	uint32_t outbox_done;	/* bytes of it already sent */
-	uint32_t outbox_len;
-	uint32_t extra;		/* unit of a blob: extra_packets still to be sent */
-	uint32_t record;	/* unit of a blob: KeeperSocketRecord, KeeperPoolRecord, ... */
-	uint32_t requests;	/* unit of a blob: outstanding requests, if not inline */
-
 	uint64_t query_start;	/* microseconds since 1970, as PgBouncer keeps them */
 	uint64_t xact_start;
 	uint64_t request_time;
 	uint64_t wait_start;
-
-	uint32_t pool;		/* slot of the pool */
-	uint32_t doom;		/* unit of a blob: sqlstate and reason */
-	uint32_t canceled_server;	/* slot */
-	uint32_t extra_done;	/* bytes of extra already sent */
 	uint16_t n_requests;	/* inline outstanding requests, oldest first */
-	uint16_t pad;
 	uint8_t request[KEEPER_INLINE_REQUESTS];	/* action << 6 | type - 0x40 */
-	uint64_t check;		/* keeper_check() over everything before it */
+	uint64_t check;		/* keeper_check() over the slot's number and everything else */
+
+	uint64_t token;		/* name of the socket between pgbouncer and hanger */
+	uint32_t pool;		/* slot of the pool */
+	uint32_t record;	/* unit of a blob: KeeperSocketRecord, KeeperPoolRecord, ... */
+	uint32_t outbox;	/* unit of a blob */
+	uint32_t outbox_done;	/* bytes of it already sent */
+	uint32_t outbox_len;
+	uint32_t doom;		/* unit of a blob: sqlstate and reason */
+	uint32_t extra;		/* unit of a blob: extra_packets still to be sent */
+	uint32_t extra_done;	/* bytes of extra already sent */
+	uint32_t requests;	/* unit of a blob: outstanding requests, if not inline */
+	uint32_t canceled_server;	/* slot */
+	uint64_t spare[2];
 };
 
 struct KeeperSlot {
@@ -187,7 +189,7 @@ struct KeeperBlob {
 	uint32_t units;		/* size, in KEEPER_UNITs with this head */
 	uint32_t length;	/* payload bytes; append-only blobs: capacity in use is in the referrer */
 	uint32_t kind;		/* enum KeeperBlobKind */
-	uint32_t check;		/* keeper_blob_check() of the payload; 0 for append-only blobs */
+	uint32_t check;		/* keeper_blob_check() of the payload; append-only blobs: keeper_head_check() */
 };
 
 enum KeeperBlobKind {
@@ -211,6 +213,9 @@ enum KeeperCredentials {
 	KEEPER_CRED_FORCED = 4,	/* user= of the database */
 	KEEPER_CRED_MOCK = 5,	/* cannot be found again */
 };
+
+/* PgBouncer's struct iobuf at the start of an IOBuf: its bytes follow */
+#define KEEPER_IOBUF_HEAD	16
 
 /*
  * Records.  Each is a fixed part and then counted strings: uint16_t length and
@@ -319,33 +324,69 @@ _Static_assert(sizeof(struct KeeperRequest) == 24, "request");
 
 /*
  * Checksums.  Of a copy: a sum of words, each rotated by a distance of its own,
- * so that words cannot change places unnoticed; independent of each other, so
- * that a commit costs nanoseconds.
+ * so that words cannot change places unnoticed, and of the slot's number, so that
+ * copies cannot.  The words are independent of each other, so that a commit costs nanoseconds, and the sum of those that
+ * seldom change can be kept.
  */
-static inline uint64_t keeper_check(const struct KeeperCopy *copy)
-{
-	const uint64_t *word = (const uint64_t *)copy;
-	uint64_t sum = KEEPER_MAGIC;
-
 #define KEEPER_ROTATED(i)	(word[i] << (2 * (i) + 1) | word[i] >> (63 - 2 * (i)))
 #define KEEPER_FOUR(i)		(KEEPER_ROTATED(i) + KEEPER_ROTATED(i + 1) + KEEPER_ROTATED(i + 2) + KEEPER_ROTATED(i + 3))
-	sum += KEEPER_FOUR(0) + KEEPER_FOUR(4) + KEEPER_FOUR(8) + KEEPER_FOUR(12) + KEEPER_FOUR(16);
-	sum += KEEPER_ROTATED(20) + KEEPER_ROTATED(21) + KEEPER_ROTATED(22);
+
+static inline uint64_t keeper_check_epoch(uint64_t epoch, uint32_t slot)
+{
+	return KEEPER_MAGIC + slot + (epoch << 1 | epoch >> 63);
+}
+
+/* of what every commit writes anew, but for epoch */
+static inline uint64_t keeper_check_hot(const struct KeeperCopy *copy)
+{
+	const uint64_t *word = (const uint64_t *)copy;
+
+	return KEEPER_FOUR(1) + KEEPER_FOUR(5) + KEEPER_FOUR(9) + KEEPER_ROTATED(13) + KEEPER_ROTATED(14);
+}
+
+/* of the third cache line */
+static inline uint64_t keeper_check_cold(const struct KeeperCopy *copy)
+{
+	const uint64_t *word = (const uint64_t *)copy;
+
+	return KEEPER_FOUR(16) + KEEPER_FOUR(20);
+}
 #undef KEEPER_FOUR
 #undef KEEPER_ROTATED
-	return sum;
-}
-_Static_assert(offsetof(struct KeeperCopy, check) == 23 * sizeof(uint64_t), "words that keeper_check() adds up");
 
-/* of a blob's payload: FNV-1a, folded, never 0 */
+static inline uint64_t keeper_check(const struct KeeperCopy *copy, uint32_t slot)
+{
+	return keeper_check_epoch(copy->epoch, slot) + keeper_check_hot(copy) + keeper_check_cold(copy);
+}
+_Static_assert(offsetof(struct KeeperCopy, check) == 15 * sizeof(uint64_t), "words that keeper_check() adds up");
+_Static_assert(offsetof(struct KeeperCopy, token) == 128, "third cache line");
+
+/* of a blob's payload: FNV-1a by words of eight bytes, the last filled up with zeros; folded, never 0 */
 static inline uint32_t keeper_blob_check(const void *data, size_t length)
 {
 	const uint8_t *p = data;
-	uint64_t h = 0xcbf29ce484222325ULL;
+	uint64_t h = 0xcbf29ce484222325ULL ^ length, word;
 
-	while (length--)
-		h = (h ^ *p++) * 0x100000001b3ULL;
+	for (; length >= sizeof(word); length -= sizeof(word), p += sizeof(word)) {
+		memcpy(&word, p, sizeof(word));
+		h = (h ^ word) * 0x100000001b3ULL;
+		h ^= h >> 32;
+	}
+	if (length) {
+		word = 0;
+		memcpy(&word, p, length);
+		h = (h ^ word) * 0x100000001b3ULL;
+		h ^= h >> 32;
+	}
 	return ((uint32_t)(h ^ h >> 32)) | 1;
+}
+
+/* of an append-only blob's head: what says how far it reaches must not be believed blindly */
+static inline uint32_t keeper_head_check(uint32_t unit, uint32_t units, uint32_t kind)
+{
+	const uint32_t head[3] = { unit, units, kind };
+
+	return keeper_blob_check(head, sizeof(head));
 }
 
 static inline uint16_t keeper_entry_check(const struct KeeperCatalogEntry *entry, const char *name)

@@ -510,6 +510,7 @@ static void serve(struct KeeperAdopt *adopt)
 	keeper_adopt(held, n_held, adopt->down_us, &ready);
 	event_base_once(pgb_event_base, -1, EV_TIMEOUT, wake_cb, NULL, &at_once);
 	keeper_settle();
+	keeper_store_forget_damage(&keeper_store);
 	free(held);
 	held = NULL;
 	n_held = max_held = 0;

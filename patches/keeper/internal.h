@@ -32,10 +32,14 @@ struct KeeperLocal {
 	bool flush_due;
 	bool doomed, doom_notify;
 	bool stale;		/* its record must be written anew */
+	bool settled;		/* logged in: who it is does not change any more */
 	bool bypass;		/* sends bytes that the ledger had no room for */
 	bool full;		/* there was no room for a part of it: volatile */
 	uint64_t token;
 	uint64_t rx, tx;
+	uint32_t cold;		/* counts changes of what a copy's third cache line says ... */
+	uint32_t cold_in[2];	/* ... up to which each copy has them */
+	uint64_t cold_check[2];	/* keeper_check_cold() of each */
 	uint64_t closing_since;
 
 	uint32_t outbox, outbox_done, outbox_len;
@@ -48,7 +52,14 @@ struct KeeperLocal {
 	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds, after its head */
 	struct KeeperCatalog catalog;
 
+	/* as the copies' third line has them */
+	PgPool *pool;
+	uint32_t pool_slot;
+	uint32_t canceled_server;
+	uint32_t fixed_flags;	/* those that are no bits of the PgSocket */
+
 	/* what the record was made from, to notice a change */
+	unsigned vars_changes;
 	PgCredentials *credentials;
 	PgDatabase *db;
 	struct PStr **vars;	/* referenced, so that an address stays unique */
@@ -129,10 +140,18 @@ bool keeper_unpack_string(struct KeeperUnpack *unpack, char *to, size_t size);
 char *keeper_unpack_strdup(struct KeeperUnpack *unpack);
 
 /*
+ * copy.c
+ */
+
+void keeper_flags_setup(void);
+uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy);
+
+/*
  * record.c
  */
 
-void keeper_serialize(unsigned slot, struct KeeperCopy *copy);
+/* write a socket's record anew if what it says has changed */
+void keeper_update_record(PgSocket *sk, struct KeeperLocal *l);
 /* swap in a new record: the old one is freed once no true copy names it */
 void keeper_replace_record(struct KeeperLocal *l, uint32_t unit);
 /* values of the tracked parameters, in the order of their names in the global record */

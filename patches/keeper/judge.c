@@ -113,42 +113,50 @@ static bool find_read(uint32_t slot, struct KeeperCopy *c, const struct KeeperAc
 	return true;
 }
 
+/* false: bytes were read of which nobody knows where they are */
+static bool reconcile_read(uint32_t slot, struct KeeperAdoptee *a, const struct KeeperActRecord *act)
+{
+	struct KeeperCopy *c = &a->copy;
+	uint64_t got = a->read - c->rx;
+
+	if (!got)
+		return true;
+	if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv)
+		return false;
+	c->io_recv += got;
+	c->rx += got;
+	c->flags |= KEEPER_F_FLUSH_DUE;
+	return true;
+}
+
+/* false: bytes were written that nobody had announced */
+static bool reconcile_written(uint32_t slot, struct KeeperAdoptee *a, const struct KeeperActRecord *act)
+{
+	struct KeeperCopy *c = &a->copy;
+	uint64_t gone = a->written - c->tx;
+
+	if (!gone)
+		return true;
+	if (act->slot != slot)
+		return false;
+	if (act->act == KEEPER_ACT_OUTBOX && gone <= c->outbox_len - c->outbox_done) {
+		c->outbox_done += gone;
+	} else if (act->act != KEEPER_ACT_SEND || !act->source || act->source > keeper_store.header->slots
+		   || !consume(&keeper_adoptee[act->source], gone)) {
+		return false;
+	}
+	c->tx += gone;
+	return true;
+}
+
 static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
 {
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
-	struct KeeperCopy *c = &a->copy;
-	uint64_t got, gone;
 
-	if (!kernel_figures(slot, a)) {
+	if (!kernel_figures(slot, a) || !reconcile_written(slot, a, act))
+		a->torn = true;
+	if (a->torn || !reconcile_read(slot, a, act))
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-		return;
-	}
-	got = a->read - c->rx;
-	gone = a->written - c->tx;
-	if (got) {
-		if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv) {
-			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-			return;
-		}
-		c->io_recv += got;
-		c->rx += got;
-		c->flags |= KEEPER_F_FLUSH_DUE;
-	}
-	if (gone) {
-		bool ok = false;
-
-		if (act->slot == slot && act->act == KEEPER_ACT_OUTBOX)
-			ok = gone <= c->outbox_len - c->outbox_done;
-		else if (act->slot == slot && act->act == KEEPER_ACT_SEND && act->source && act->source <= keeper_store.header->slots)
-			ok = consume(&keeper_adoptee[act->source], gone);
-		if (!ok) {
-			keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
-			return;
-		}
-		if (act->act == KEEPER_ACT_OUTBOX)
-			c->outbox_done += gone;
-		c->tx += gone;
-	}
 }
 
 void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
@@ -164,9 +172,6 @@ void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 	else if (c->pool && (keeper_local[c->pool].kind != KEEPER_POOL || !keeper_local[c->pool].object))
 		keeper_lose(slot, KEEPER_LOST_CONFIG);
-	else if (c->kind == KEEPER_SERVER && c->state == SV_BEING_CANCELED)
-		/* a cancel is on its way that nobody watches any more */
-		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 	reconcile(slot, act);
 }
 
@@ -180,13 +185,13 @@ static bool link_ok(uint32_t slot, const struct KeeperAdoptee *a, const struct K
 		return false;
 	if (other->damaged || ((a->copy.flags | other->copy.flags) & KEEPER_F_DOOMED))
 		return true;
-	if (other->copy.link != slot)
+	if (other->copy.link != slot || (client->state == CL_ACTIVE_CANCEL) != (server->state == SV_ACTIVE_CANCEL))
 		return false;
-	/* a login asks in a pool of auth_dbname */
-	if (client->state == CL_ACTIVE && client->pool != server->pool)
+	/* a login asks in a pool of auth_dbname, and is linked to that until it is released */
+	if (client->state == CL_ACTIVE && client->pool != server->pool && !(server->flags & KEEPER_F_RESETTING))
 		return false;
 	return client->wait_type != KEEPER_WAIT_NONE || client->state != CL_ACTIVE
-	       || (server->flags & KEEPER_F_SETTING_VARS);
+	       || (server->flags & (KEEPER_F_SETTING_VARS | KEEPER_F_RESETTING));
 }
 
 /* who depends on a lost one is lost as well */
@@ -226,7 +231,7 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 {
 	const struct KeeperCopy *c = &a->copy, *server;
 
-	if (a->damaged || a->written != c->tx || c->outbox_len != c->outbox_done)
+	if (a->damaged || a->torn || c->outbox_len != c->outbox_done)
 		return false;
 	if (!c->link)
 		return true;
@@ -240,8 +245,12 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
 	uint64_t gone;
 
 	/* its FIN may confuse the figures, but comes only after the outbox is empty */
-	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot || !kernel_figures(slot, &keeper_adoptee[slot]))
+	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot)
 		return;
+	if (!kernel_figures(slot, &keeper_adoptee[slot])) {
+		keeper_outbox_drop(l);
+		return;
+	}
 	gone = keeper_adoptee[slot].written - l->tx;
 	if (gone > l->outbox_len - l->outbox_done)
 		gone = l->outbox_len - l->outbox_done;
@@ -278,11 +287,9 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 
 		a->fd = -1;
 		a->copy = *keeper_store_copy(&keeper_store, slot);
-		if (!a->copy.epoch)
+		if (!a->copy.epoch) {
 			a->copy.kind = KEEPER_FREE;
-		if (a->copy.kind == KEEPER_FREE)
-			continue;
-		if (a->copy.check != keeper_check(&a->copy) || !keeper_plausible(&a->copy, slot)) {
+		} else if (a->copy.check != keeper_check(&a->copy, slot) || !keeper_plausible(&a->copy, slot)) {
 			a->damaged = true;
 		} else if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
 			a->fd = take_fd(held, n_held, a->copy.token);

@@ -20,6 +20,7 @@ void keeper_local_setup(void)
 	keeper_local = calloc(slots, sizeof(*keeper_local));
 	if (!keeper_local)
 		die("keeper: out of memory");
+	keeper_flags_setup();
 	keeper_acts_setup();
 	keeper_loop_setup();
 }
@@ -143,14 +144,32 @@ void keeper_attach_server(PgSocket *server)
 	} else if (keeper_hanger_connected() && !keeper_hanger_register(token, fd, is_unix)) {
 		reason = KEEPER_UNHELD_HANGER_BUSY;
 	} else if (bind_socket(server, KEEPER_SERVER, fd, is_unix, token)) {
-		uint32_t number = keeper_store_iobuf_of(&keeper_store, server->sbuf.io);
-
-		if (number)
-			keeper_iobuf_owner(number, server);
+		if (server->sbuf.io && server->sbuf.io->keeper_number)
+			keeper_iobuf_owner(server->sbuf.io->keeper_number, server);
 		return;
 	}
 	server->keeper_unheld = token;
 	keeper_hanger_unheld(token, reason, true);
+}
+
+void keeper_cancel_begins(PgSocket *server, PgSocket *request)
+{
+	if (!keeper_on)
+		return;
+	keeper_attach_server(server);
+	/* if the request is not held, its target says so from now on */
+	keeper_mark(request->canceled_server);
+	if (server->keeper_slot)
+		return;
+	/* its bytes leave at once, not with the state after them: better lost than sent twice */
+	keeper_doom(request, false, NULL, "cancel request was being forwarded");
+	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
+void keeper_say_now(PgSocket *sk)
+{
+	if (sk->keeper_slot)
+		(void)keeper_outbox_flush(sk->keeper_slot);
 }
 
 bool keeper_detach_tls(SBuf *sbuf)
@@ -195,6 +214,7 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
 	keeper_pack_string(&pack, reason);
 	l->doom = keeper_pack_blob(&pack, KEEPER_BLOB_DOOM);
 	free(pack.data);
+	l->settled = false;
 	keeper_mark(sk);
 }
 

@@ -63,6 +63,10 @@ static inline void keeper_mark(PgSocket *sk)
 void keeper_attach_client(PgSocket *client, int fd, bool is_unix);
 /* a server has logged in */
 void keeper_attach_server(PgSocket *server);
+/* a server connection is about to carry a client's cancel request: nobody may send that again */
+void keeper_cancel_begins(PgSocket *server, PgSocket *request);
+/* what was said from a callback leaves now: nothing more belongs to it */
+void keeper_say_now(PgSocket *sk);
 /* sbuf is about to speak TLS, which lives in this process only */
 bool keeper_detach_tls(SBuf *sbuf) _MUSTCHECK;
 /* the PgSocket's memory is about to be freed */
@@ -96,5 +100,7 @@ extern uint64_t next_unique_query_id;
  */
 
 const char *varcache_name(int idx);
+/* counts changes of tracked parameters, whosever they are */
+extern unsigned keeper_vars_changes;
 
 #endif

@@ -152,6 +152,21 @@ static bool commit_is_due(void)
 	       || keeper_store.n_freed_blob > MANY_FREED;
 }
 
+/* is it named by a client, a server, or a login that is in none of its lists yet? */
+static bool pool_in_use(PgPool *pool)
+{
+	struct List *item;
+
+	if (pool_client_count(pool) || pool_server_count(pool)
+	    || !statlist_empty(&pool->waiting_cancel_req_list) || !statlist_empty(&pool->active_cancel_req_list))
+		return true;
+	statlist_for_each(item, &login_client_list) {
+		if (container_of(item, PgSocket, head)->pool == pool)
+			return true;
+	}
+	return false;
+}
+
 /* facts about pools that nobody uses give way to sessions */
 static void make_room(void)
 {
@@ -160,8 +175,7 @@ static void make_room(void)
 	statlist_for_each(item, &pool_list) {
 		PgPool *pool = container_of(item, PgPool, head);
 
-		if (!pool->keeper_slot || pool_client_count(pool) || pool_server_count(pool)
-		    || !statlist_empty(&pool->waiting_cancel_req_list) || !statlist_empty(&pool->active_cancel_req_list))
+		if (!pool->keeper_slot || pool_in_use(pool))
 			continue;
 		keeper_drop_slot(pool->keeper_slot);
 		pool->keeper_slot = 0;

@@ -83,7 +83,7 @@ static bool client_ok(const struct KeeperCopy *c)
 	case CL_WAITING_CANCEL:
 		return c->pool && (doomed || (!c->link && c->wait_type == KEEPER_WAIT_NONE));
 	case CL_ACTIVE_CANCEL:
-		return c->pool;
+		return c->pool && (c->link || doomed) && c->wait_type == KEEPER_WAIT_NONE;
 	default:
 		return false;
 	}
@@ -100,7 +100,7 @@ static bool server_ok(const struct KeeperCopy *c)
 		return false;
 	if (doomed)
 		return c->state > SV_JUSTFREE && c->state <= SV_TESTED;
-	if (c->wait_type == KEEPER_WAIT_NONE || (c->link && c->state != SV_ACTIVE)
+	if (c->wait_type == KEEPER_WAIT_NONE || (c->link && c->state != SV_ACTIVE && c->state != SV_ACTIVE_CANCEL)
 	    || ((c->flags & KEEPER_F_SETTING_VARS) && !c->link))
 		return false;
 	switch (c->state) {
@@ -108,9 +108,12 @@ static bool server_ok(const struct KeeperCopy *c)
 	case SV_USED:
 		/* whoever gets it next must not get anything else with it */
 		return (c->flags & KEEPER_F_READY) && !c->requests && !c->n_requests && !keeper_is_sending(c);
+	case SV_BEING_CANCELED:
+		return (c->flags & KEEPER_F_READY) && !c->link && !c->requests && !c->n_requests && !keeper_is_sending(c);
+	case SV_ACTIVE_CANCEL:
+		return c->link && !c->requests && !c->n_requests && !keeper_is_sending(c);
 	case SV_ACTIVE:
 	case SV_TESTED:
-	case SV_BEING_CANCELED:
 		return true;
 	default:
 		return false;
@@ -130,6 +133,8 @@ bool keeper_plausible(const struct KeeperCopy *c, uint32_t slot)
 	uint32_t slots = keeper_store.header->slots;
 	size_t len;
 
+	if (c->kind == KEEPER_FREE)
+		return true;
 	if (!outbox_ok(c))
 		return false;
 	switch (c->kind) {

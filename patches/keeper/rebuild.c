@@ -151,6 +151,11 @@ static uint32_t keep(uint32_t slot, uint32_t unit)
 	return 0;
 }
 
+static bool carries_cancel(const struct KeeperCopy *c)
+{
+	return c->state == CL_WAITING_CANCEL || c->state == CL_ACTIVE_CANCEL || c->state == SV_ACTIVE_CANCEL;
+}
+
 /* is the pool one of the database that the record names? */
 static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
 {
@@ -159,7 +164,7 @@ static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
 	if (!pool)
 		return true;
 	/* a cancel request may be on its way to a peer */
-	if (c->state == CL_WAITING_CANCEL || c->state == CL_ACTIVE_CANCEL)
+	if (carries_cancel(c))
 		return true;
 	return pool->db == db && !pool->db->peer_id;
 }
@@ -200,7 +205,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	} else if (!is_server) {
 		/* a login that has not named a database yet, or one that does not exist */
 		db = NULL;
-		if (credentials || (c->state != CL_LOGIN && c->state != CL_WAITING_CANCEL))
+		if (credentials || (c->state != CL_LOGIN && !carries_cancel(c)))
 			return keeper_lose(slot, KEEPER_LOST_CONFIG), NULL;
 	}
 	if (!pool_ok(c, db))
@@ -248,6 +253,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		io->done_pos = c->io_done;
 		io->parse_pos = c->io_parse;
 		io->recv_pos = c->io_recv;
+		io->keeper_number = a->iobuf;
 		sk->sbuf.io = io;
 		keeper_iobuf_owner(a->iobuf, sk);
 		a->iobuf = 0;

@@ -1,5 +1,6 @@
 /*
- * pgkeeper - from a PgSocket to its slot's copy and record.  rebuild.c is the way back.
+ * pgkeeper - a socket's record: what seldom changes.  copy.c writes the rest,
+ * rebuild.c is the way back.
  */
 #include "bouncer.h"
 
@@ -163,7 +164,8 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct KeeperSocketRecord record;
 	PgDatabase *db = is_server_socket(sk) ? NULL : sk->db;
-	PgDatabase *credentials_db = db ? db : sk->pool ? sk->pool->db : NULL;
+	/* a peer's pool has neither users nor a database */
+	PgDatabase *credentials_db = db ? db : sk->pool && !sk->pool->db->peer_id ? sk->pool->db : NULL;
 	static struct KeeperPack pack;
 
 	memset(&record, 0, sizeof(record));
@@ -199,228 +201,20 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 	remember_vars(sk, l);
 }
 
-/*
- * Outstanding requests.
- */
-
-static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+/* who it is was decided at the login, and nothing of that changes any more */
+static bool is_logged_in(const PgSocket *sk)
 {
-	static struct KeeperPack pack;
-	struct List *el;
-	bool simple = true;
-	unsigned n = 0;
-
-	if (l->requests)
-		keeper_store_free_blob(&keeper_store, l->requests);
-	l->requests = 0;
-	statlist_for_each(el, &sk->outstanding_requests) {
-		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
-
-		if (n == sizeof(copy->request) || request->server_ps || request->server_ps_query_id) {
-			simple = false;
-			break;
-		}
-		copy->request[n++] = request->action << 6 | (request->type - 0x40);
-	}
-	if (simple) {
-		copy->n_requests = n;
-		return;
-	}
-
-	pack.len = 0;
-	statlist_for_each(el, &sk->outstanding_requests) {
-		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
-		struct KeeperRequest entry;
-
-		memset(&entry, 0, sizeof(entry));
-		entry.type = request->type;
-		entry.action = request->action;
-		entry.query_id = request->server_ps_query_id;
-		if (request->server_ps) {
-			entry.closing = 1;
-			entry.query_id = request->server_ps->query_id;
-			entry.statement = keeper_statement_blob(request->server_ps->ps);
-			l->full |= !entry.statement;
-		}
-		keeper_pack(&pack, &entry, sizeof(entry));
-	}
-	l->requests = keeper_pack_blob(&pack, KEEPER_BLOB_REQUESTS);
-	l->full |= !l->requests;
-	copy->requests = l->requests;
-}
-
-/*
- * extra_packets is mirrored once, and while it is being sent only the count of
- * what is gone changes.  It may be filled anew at the same place and length,
- * so compare what it holds.
- */
-static void write_extra(PgSocket *sk, struct KeeperLocal *l)
-{
-	struct MBuf *extra = &sk->sbuf.extra_packets;
-	unsigned left = mbuf_avail_for_read(extra);
-	uint32_t unit;
-
-	if (l->extra && left && left <= l->extra_len) {
-		const uint8_t *mirror = keeper_blob_data(keeper_store_blob(&keeper_store, l->extra));
-
-		if (memcmp(mirror + l->extra_len - left, extra->data + extra->read_pos, left) == 0) {
-			l->extra_done = l->extra_len - left;
-			return;
-		}
-	}
-	keeper_store_free_blob(&keeper_store, l->extra);
-	l->extra = l->extra_len = l->extra_done = 0;
-	if (!left)
-		return;
-	unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_EXTRA, left);
-	if (!unit) {
-		l->full = true;
-		return;
-	}
-	memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, unit)), extra->data + extra->read_pos, left);
-	keeper_store_finish_blob(&keeper_store, unit, left);
-	l->extra = unit;
-	l->extra_len = left;
-}
-
-/*
- * The copy.
- */
-
-static uint32_t pool_slot(PgPool *pool)
-{
-	if (!pool)
-		return 0;
-	if (!pool->keeper_slot)
-		pool->keeper_slot = keeper_new_slot(pool, KEEPER_POOL);
-	return pool->keeper_slot;
-}
-
-static uint32_t slot_of(PgSocket *sk)
-{
-	return sk ? sk->keeper_slot : 0;
-}
-
-static uint32_t socket_flags(PgSocket *sk, const struct KeeperLocal *l)
-{
-	bool is_server = is_server_socket(sk);
-	uint32_t flags = 0;
-
-#define FLAG(condition, flag)	flags |= (condition) ? (flag) : 0
-	FLAG(sk->ready, KEEPER_F_READY);
-	FLAG(sk->idle_tx, KEEPER_F_IDLE_TX);
-	FLAG(sk->close_needed, KEEPER_F_CLOSE_NEEDED);
-	FLAG(sk->setting_vars, KEEPER_F_SETTING_VARS);
-	FLAG(sk->resetting, KEEPER_F_RESETTING);
-	FLAG(sk->copy_mode, KEEPER_F_COPY_MODE);
-	FLAG(sk->query_failed, KEEPER_F_QUERY_FAILED);
-	FLAG(sk->wait_for_welcome, KEEPER_F_WAIT_FOR_WELCOME);
-	FLAG(sk->wait_for_user_conn, KEEPER_F_WAIT_FOR_USER_CONN);
-	FLAG(sk->wait_for_user, KEEPER_F_WAIT_FOR_USER);
-	FLAG(sk->contributes_db_client_count, KEEPER_F_DB_COUNTED);
-	FLAG(sk->user_connection_counted, KEEPER_F_USER_COUNTED);
-	FLAG(sk->admin_user, KEEPER_F_ADMIN_USER);
-	FLAG(sk->own_user, KEEPER_F_OWN_USER);
-	FLAG(sk->sbuf.extra_packet_queue_after, KEEPER_F_QUEUE_AFTER);
-	FLAG(l->flush_due, KEEPER_F_FLUSH_DUE);
-	FLAG(l->doomed, KEEPER_F_DOOMED);
-	FLAG(l->doom_notify, KEEPER_F_DOOM_NOTIFY);
-	FLAG(l->is_unix, KEEPER_F_UNIX);
-	FLAG(!is_server && sk->pool && sk->pool->db->admin, KEEPER_F_CONSOLE);
-	FLAG(l->full || l->bypass || (sk->link && !sk->link->keeper_slot)
-	     || (!l->packet && mbuf_written(&sk->packet_cb_state.pkt.data)), KEEPER_F_VOLATILE);
-#undef FLAG
-	return flags;
-}
-
-static void serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
-{
-	SBuf *sbuf = &sk->sbuf;
-	IOBuf *io = sbuf->io;
-
-	l->full = false;
-	copy->state = sk->state;
-	copy->wait_type = sbuf->wait_type;
-	copy->pkt_action = sbuf->pkt_action;
-	copy->link = slot_of(sk->link);
-	copy->dst = sbuf->dst ? slot_of(container_of(sbuf->dst, PgSocket, sbuf)) : 0;
-	copy->pkt_remain = sbuf->pkt_remain;
-	copy->skip_remain = sbuf->skip_remain;
-	copy->query_start = sk->query_start;
-	copy->xact_start = sk->xact_start;
-	copy->request_time = sk->request_time;
-	copy->wait_start = sk->wait_start;
-	copy->pool = pool_slot(sk->pool);
-	copy->canceled_server = slot_of(sk->canceled_server);
-	copy->doom = l->doom;
-
-	if (io && !iobuf_empty(io)) {
-		copy->io = keeper_store_iobuf_of(&keeper_store, io);
-		copy->io_done = io->done_pos;
-		copy->io_parse = io->parse_pos;
-		copy->io_recv = io->recv_pos;
-		l->full |= !copy->io;
-	} else if (io) {
-		/* empty, but the next recv may fill it from where it stands */
-		copy->io = keeper_store_iobuf_of(&keeper_store, io);
-		copy->io_done = copy->io_parse = copy->io_recv = io->recv_pos;
-		l->full |= !copy->io;
-	} else {
-		copy->io = copy->io_done = copy->io_parse = copy->io_recv = 0;
-	}
-	if (l->extra || mbuf_avail_for_read(&sbuf->extra_packets))
-		write_extra(sk, l);
-	copy->extra = l->extra;
-	copy->extra_done = l->extra_done;
-	copy->requests = 0;
-	copy->n_requests = 0;
 	if (is_server_socket(sk))
-		write_requests(sk, l, copy);
-	if (l->catalog.added || l->catalog.rewrite) {
-		l->catalog.lost = !keeper_catalog_write(sk, &l->catalog);
-		l->stale = true;
-	}
+		return sk->state != SV_ACTIVE_CANCEL;
+	return sk->state == CL_ACTIVE || (sk->state == CL_WAITING && !sk->wait_for_welcome);
+}
+
+void keeper_update_record(PgSocket *sk, struct KeeperLocal *l)
+{
 	if (record_changed(sk, l))
 		write_record(sk, l);
-	copy->record = l->record;
-	l->full |= !l->record || !copy->pool != !sk->pool || l->catalog.lost;
-	copy->flags = socket_flags(sk, l);
-}
-
-void keeper_serialize(unsigned slot, struct KeeperCopy *copy)
-{
-	struct KeeperLocal *l = &keeper_local[slot];
-
-	/* a socket's copy is filled in whole */
-	if (l->kind != KEEPER_CLIENT && l->kind != KEEPER_SERVER)
-		memset(&copy->token, 0, sizeof(*copy) - offsetof(struct KeeperCopy, token));
-	copy->kind = l->kind;
-	copy->token = l->token;
-	copy->rx = l->rx;
-	copy->tx = l->tx;
-	copy->outbox = l->outbox;
-	copy->outbox_done = l->outbox_done;
-	copy->outbox_len = l->outbox_len;
-	switch (l->kind) {
-	case KEEPER_CLIENT:
-	case KEEPER_SERVER:
-		serialize_socket(l->object, l, copy);
-		break;
-	case KEEPER_POOL:
-		keeper_write_pool(l->object, l, copy);
-		break;
-	case KEEPER_USER:
-		keeper_write_credentials(l->object, l, copy);
-		break;
-	case KEEPER_GLOBAL:
-		keeper_write_global(l, copy);
-		break;
-	case KEEPER_CLOSING:
-		copy->flags = l->is_unix ? KEEPER_F_UNIX : 0;
-		break;
-	case KEEPER_FREE:
-		break;
-	}
+	l->vars_changes = keeper_vars_changes;
+	l->settled = is_logged_in(sk) && l->record;
 }
 
 void keeper_forget(struct KeeperLocal *l)

@@ -6,6 +6,6 @@
 #ifndef KEEPER_SIGNATURE_H
 #define KEEPER_SIGNATURE_H
 
-#define KEEPER_SIGNATURE	0xcfa99d9952abfce7ULL
+#define KEEPER_SIGNATURE	0xd5e932c1f4aa71e9ULL
 
 #endif

@@ -19,8 +19,7 @@ static size_t round_up(size_t value, size_t to)
 
 static size_t iobuf_size(uint32_t pkt_buf)
 {
-	/* PgBouncer's IOBuf: three positions, then pkt_buf bytes */
-	return round_up(3 * sizeof(unsigned) + pkt_buf, 64);
+	return round_up(KEEPER_IOBUF_HEAD + pkt_buf, 64);
 }
 
 static size_t iobuf_offset(uint32_t slots)
@@ -188,9 +187,19 @@ static unsigned order_for(uint32_t units)
 	return units <= 1 ? 0 : 32 - __builtin_clz(units - 1);
 }
 
+static size_t units_for(size_t length)
+{
+	return (length + sizeof(struct KeeperBlob) + KEEPER_UNIT - 1) / KEEPER_UNIT;
+}
+
+static bool is_append_only(uint32_t kind)
+{
+	return kind == KEEPER_BLOB_OUTBOX || kind == KEEPER_BLOB_CATALOG || kind == KEEPER_BLOB_PACKET;
+}
+
 uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind kind, size_t length)
 {
-	size_t units = (length + sizeof(struct KeeperBlob) + KEEPER_UNIT - 1) / KEEPER_UNIT;
+	size_t units = units_for(length);
 	unsigned want, order;
 	uint32_t unit;
 	struct KeeperBlob *blob;
@@ -216,7 +225,7 @@ uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind ki
 	blob->units = 1U << want;
 	blob->length = 0;
 	blob->kind = kind;
-	blob->check = 0;
+	blob->check = is_append_only(kind) ? keeper_head_check(unit, blob->units, kind) : 0;
 	return unit;
 }
 
@@ -255,9 +264,13 @@ const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t 
 	if (blob->kind != kind || !blob->units || blob->units > store->header->units - unit + 1
 	    || blob->length > keeper_blob_capacity(blob))
 		return NULL;
-	if (kind != KEEPER_BLOB_OUTBOX && kind != KEEPER_BLOB_CATALOG && kind != KEEPER_BLOB_PACKET
-	    && blob->check != keeper_blob_check(keeper_blob_data(blob), blob->length))
+	if (is_append_only(kind)) {
+		if (blob->check != keeper_head_check(unit, blob->units, kind))
+			return NULL;
+	} else if (blob->units != 1U << order_for(units_for(blob->length))
+		   || blob->check != keeper_blob_check(keeper_blob_data(blob), blob->length)) {
 		return NULL;
+	}
 	*length_p = blob->length;
 	return keeper_blob_data(blob);
 }
@@ -296,9 +309,9 @@ const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store)
 }
 
 /* whoever reads it next finds it damaged, also if we die before we have dealt with that */
-static void disown(struct KeeperCopy *copy)
+static void disown(struct KeeperCopy *copy, uint32_t slot)
 {
-	copy->check = ~keeper_check(copy);
+	copy->check = ~keeper_check(copy, slot);
 }
 
 void keeper_store_recover(struct KeeperStore *store)
@@ -316,14 +329,14 @@ void keeper_store_recover(struct KeeperStore *store)
 		for (i = 0; i < 2; i++) {
 			/* nobody has come further than to the next one: what would stand in is older than the truth */
 			if (copy[i].epoch > store->epoch + 1)
-				disown(&copy[!i]);
+				disown(&copy[!i], slot);
 			if (copy[i].epoch > store->epoch)
 				copy[i].epoch = 0;
 		}
 		store->current[slot] = i = copy[1].epoch > copy[0].epoch;
 		/* one that was being filled has epoch 0: this one was written over, and may be the newer one */
-		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i]))
-			disown(&copy[i]);
+		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i], slot))
+			disown(&copy[i], slot);
 	}
 }
 
@@ -381,6 +394,18 @@ void keeper_store_recovered(struct KeeperStore *store)
 		release_run(store, i, end);
 		for (; end <= store->header->units && store->order[end] == KEEPER_KEPT; end++)
 			store->order[end] = KEEPER_TAKEN;
+	}
+}
+
+void keeper_store_forget_damage(struct KeeperStore *store)
+{
+	uint32_t slot;
+
+	for (slot = 1; slot <= store->header->slots; slot++) {
+		struct KeeperCopy *stale = &store->slot[slot].copy[!store->current[slot]];
+
+		if (stale->check != keeper_check(stale, slot))
+			stale->epoch = 0;
 	}
 }
 
@@ -465,12 +490,14 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 #else
 		struct KeeperCopy *copy = &store->slot[s].copy[!store->current[s]];
 #endif
+		uint64_t check;
 
 		/* from here on it is neither what it was nor what it will be */
 		copy->epoch = 0;
-		serialize(s, copy);
+		check = serialize(s, copy);
 		copy->epoch = epoch;
-		copy->check = keeper_check(copy);
+		check += keeper_check_epoch(epoch, s);
+		copy->check = check;
 	}
 	record->epoch = epoch;
 	record->watermark = store->watermark;

@@ -12,8 +12,11 @@
 
 #include "keeper/format.h"
 
-/* fills the copy of a slot from the live objects; everything but epoch and check */
-typedef void (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
+/*
+ * Fills a copy of a slot from the live objects: everything but epoch and check.
+ * Returns what these words add to its check: keeper_check_hot() + keeper_check_cold().
+ */
+typedef uint64_t (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
 
 struct KeeperStore {
 	struct KeeperHeader *header;
@@ -66,6 +69,11 @@ const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsi
 bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number);
 bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit);
 void keeper_store_recovered(struct KeeperStore *store);
+/*
+ * After the first commit: it has made every damaged slot whole, and what was
+ * damaged is a stale copy, beside which the next owner's would be distrusted.
+ */
+void keeper_store_forget_damage(struct KeeperStore *store);
 
 /* the act that was committed last */
 const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store);

@@ -113,15 +113,18 @@ def test_unix_sockets_are_exact_or_end(
     progress = Progress()
     workers = [kind(keeper, number, progress) for number, kind in enumerate(kinds, 1)]
     ended: list[Worker] = []
+    over = False
 
     async def run(worker: Worker) -> None:
         try:
             await worker.run()
         except psycopg.OperationalError:
             ended.append(worker)
-            progress.stopping = False
+            # The others go on.
+            progress.stopping = over
 
     async def scenario() -> None:
+        nonlocal over
         async with asyncio.TaskGroup() as group:
             for worker in workers:
                 group.create_task(run(worker))
@@ -132,7 +135,7 @@ def test_unix_sockets_are_exact_or_end(
                     await asyncio.to_thread(keeper.kill_bouncer)
                 await progress.wait(20)
             finally:
-                progress.stopping = True
+                progress.stopping = over = True
 
     asyncio.run(scenario())
     rows = Counter(postgres.sql("SELECT worker, n FROM counted"))

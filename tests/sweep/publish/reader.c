@@ -92,7 +92,7 @@ static void read_contents(struct Reading *r, const struct KeeperCopy *c)
 		blob(r, c->extra, KEEPER_BLOB_EXTRA, 0);
 	if (c->io)
 		r->hash = hash_bytes(r->hash, r->base + r->header->iobuf_offset
-				     + (size_t)(c->io - 1) * r->header->iobuf_size + 12, c->io_recv);
+				     + (size_t)(c->io - 1) * r->header->iobuf_size + KEEPER_IOBUF_HEAD, c->io_recv);
 	data = blob(r, c->record, KEEPER_BLOB_RECORD, 0);
 	if (!data)
 		return;
@@ -116,7 +116,7 @@ const char *read_state(const void *base, struct State *state)
 
 		if (!copy)
 			continue;
-		if (copy->check != keeper_check(copy)) {
+		if (copy->check != keeper_check(copy, r.slot)) {
 			snprintf(wrong, sizeof(wrong), "slot %u: the check of its copy fails", r.slot);
 			return wrong;
 		}
@@ -133,11 +133,12 @@ const char *read_state(const void *base, struct State *state)
  * Adoption, as far as the store is concerned.
  */
 
-static void fill(unsigned slot, struct KeeperCopy *copy)
+static uint64_t fill(unsigned slot, struct KeeperCopy *copy)
 {
 	(void)slot;
-	memset(&copy->token, 0, sizeof(*copy) - offsetof(struct KeeperCopy, token));
+	memset(&copy->rx, 0, sizeof(*copy) - offsetof(struct KeeperCopy, rx));
 	copy->kind = KEEPER_POOL;
+	return keeper_check_hot(copy) + keeper_check_cold(copy);
 }
 
 static const char *keep(struct KeeperStore *store, const struct KeeperCopy *c)

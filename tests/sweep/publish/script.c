@@ -29,10 +29,13 @@ static unsigned roll(unsigned sides)
 	return dice % sides;
 }
 
-static void serialize(unsigned slot, struct KeeperCopy *copy)
+static uint64_t serialize(unsigned slot, struct KeeperCopy *copy)
 {
-	memcpy(&copy->token, &socket_of[slot].copy.token,
-	       offsetof(struct KeeperCopy, check) - offsetof(struct KeeperCopy, token));
+	const struct KeeperCopy *from = &socket_of[slot].copy;
+
+	memcpy(&copy->rx, &from->rx, offsetof(struct KeeperCopy, check) - offsetof(struct KeeperCopy, rx));
+	memcpy(&copy->token, &from->token, sizeof(*copy) - offsetof(struct KeeperCopy, token));
+	return keeper_check_hot(copy) + keeper_check_cold(copy);
 }
 
 static void scribble(uint8_t *to, size_t length)
@@ -150,7 +153,7 @@ static void change_iobuf(uint32_t slot)
 	if (c->io && c->io_recv > PKT_BUF / 2) {
 		drop_iobuf(c);
 	} else if (c->io || (c->io = keeper_store_new_iobuf(&store))) {
-		data = (uint8_t *)keeper_store_iobuf(&store, c->io) + 3 * sizeof(unsigned);
+		data = (uint8_t *)keeper_store_iobuf(&store, c->io) + KEEPER_IOBUF_HEAD;
 		scribble(data + c->io_recv, 40);
 		c->io_done = c->io_parse;
 		c->io_parse = c->io_recv;

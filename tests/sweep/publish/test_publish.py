@@ -118,7 +118,7 @@ MISTAKES = {
         "*record = &header->act[epoch & 1];",
         "*record = &header->act[store->epoch & 1];",
     ),
-    "check not renewed": ("\t\tcopy->check = keeper_check(copy);", "\t\tcopy->check = 0;"),
+    "check not renewed": ("\t\tcopy->check = check;", "\t\tcopy->check = 0;"),
 }
 
 

@@ -10,6 +10,7 @@ from testbed.keeper import Keeper
 from testbed.postgres import Auth
 from tests.sweep.syscall.stage import (
     AUTH_USER,
+    LATE_USER,
     MD5_USER,
     PLAIN_USER,
     QUERY_USER,
@@ -47,6 +48,7 @@ def prepare(postgres: Postgres) -> None:
     # The server asks for SCRAM too: the pooler logs in with the keys it learnt from the client.
     postgres.add_user(SCRAM_USER, SECRET, Auth.SCRAM)
     postgres.add_user(QUERY_USER, SECRET, Auth.SCRAM)
+    postgres.add_user(LATE_USER)
     postgres.add_user(AUTH_USER)
     postgres.sql("CREATE TABLE acts(id serial, tag text)")
     postgres.sql("CREATE TABLE bulk(line text)")

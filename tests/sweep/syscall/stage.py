@@ -22,6 +22,8 @@ MD5_USER = "sweeper_md5"
 SCRAM_USER = "sweeper_scram"
 PLAIN_USER = "sweeper_plain"
 QUERY_USER = "sweeper_query"
+# Known to auth_query alone, and trusted.
+LATE_USER = "sweeper_late"
 AUTH_USER = "sweeper_auth"
 SECRET = "wellknown"
 

@@ -185,10 +185,10 @@ class Talker:
         database: str,
         parameters: Mapping[str, str] | None = None,
         *,
-        ahead: bytes = b"",
+        then: bytes = b"",
     ) -> None:
-        """Send the StartupMessage, and `ahead` in the same piece."""
-        self.send(startup(user, database, parameters), ahead)
+        """Send the StartupMessage, and in the same segment what is `then` to follow it."""
+        self.send(startup(user, database, parameters), then)
 
     def log_in(
         self,
@@ -201,16 +201,16 @@ class Talker:
         self.start_up(user, database, parameters)
         self.finish_login(user, secret)
 
-    def finish_login(self, user: str, secret: str = "", *, ahead: bytes = b"") -> None:
+    def finish_login(self, user: str, secret: str = "", *, then: bytes = b"") -> None:
         """Answer what is asked for up to the first ReadyForQuery, or an error.
 
-        `ahead` goes out in the same piece as the last answer. Knows cleartext passwords, MD5 and
+        `then` goes out in the same piece as the last answer. Knows cleartext passwords, MD5 and
         SCRAM-SHA-256.
         """
         while True:
             kind, body = self.next_message()
             if kind == b"R":
-                self._authenticate(body, user, secret, ahead)
+                self._authenticate(body, user, secret, then)
             elif kind in (b"Z", b"E"):
                 return
 
@@ -303,20 +303,20 @@ class Talker:
             raise LostError(f"{self.name}: end")
         self._buffer += data
 
-    def _authenticate(self, body: bytes, user: str, secret: str, ahead: bytes) -> None:
+    def _authenticate(self, body: bytes, user: str, secret: str, then: bytes) -> None:
         (code,) = struct.unpack_from("!i", body)
         if code == 3:
-            self.send(frontend("p", text(secret)), ahead)
+            self.send(frontend("p", text(secret)), then)
         elif code == 5:
             inner = hashlib.md5((secret + user).encode()).hexdigest()
             outer = hashlib.md5(inner.encode() + body[4:8]).hexdigest()
-            self.send(frontend("p", text("md5" + outer)), ahead)
+            self.send(frontend("p", text("md5" + outer)), then)
         elif code == 10:
             first = b"n,,n=,r=" + _CLIENT_NONCE
             head = text("SCRAM-SHA-256") + struct.pack("!i", len(first))
             self.send(frontend("p", head, first))
         elif code == 11:
-            self.send(frontend("p", self._scram_proof(body[4:], secret)), ahead)
+            self.send(frontend("p", self._scram_proof(body[4:], secret)), then)
         elif code == 12:
             signature = base64.b64decode(body[4:].removeprefix(b"v="))
             if signature != self._scram:

@@ -15,14 +15,13 @@ from tests.sweep.syscall.sweep import Sweep, between, every, twice
 from tests.sweep.syscall.workloads import WORKLOADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from testbed.postgres import Connection, Postgres
     from tests.sweep.syscall.bed import KeeperFactory
     from tests.sweep.syscall.stage import Workload
-    from tests.sweep.syscall.sweep import Report
-    from tests.sweep.syscall.tracer import Point
+    from tests.sweep.syscall.sweep import Plan, Report
 
     class RunSweep(Protocol):
         """Runs one sweep to its end; the report."""
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
         def __call__(
             self,
             workload: Workload,
-            plan: Iterable[tuple[Point, Point | None]],
+            plan: Plan,
             *,
             standby: bool = False,
             more: Mapping[str, str | int] | None = None,
@@ -61,7 +60,7 @@ def run_sweep(
 
     def run(
         workload: Workload,
-        plan: Iterable[tuple[Point, Point | None]],
+        plan: Plan,
         *,
         standby: bool = False,
         more: Mapping[str, str | int] | None = None,

@@ -16,6 +16,7 @@ from protocol.ledger import (
     blob_check,
     copy_check,
     entry_check,
+    head_check,
 )
 
 SMALL = Geometry(slots=16, iobufs=4, pkt_buf=256, units=256)
@@ -95,7 +96,7 @@ class LedgerBuilder:
     def copy(self, slot: int, epoch: int, *, kind: int = Kind.CLIENT, **fields: Any) -> int:
         """Write a slot's copy of an epoch: to place epoch & 1; returns its offset in the ledger."""
         raw = layouts.COPY.build(epoch=epoch, kind=kind, **fields)
-        raw = layouts.COPY.build(epoch=epoch, kind=kind, check=copy_check(raw), **fields)
+        raw = layouts.COPY.build(epoch=epoch, kind=kind, check=copy_check(raw, slot), **fields)
         at = self.geometry.slot_offset + (slot - 1) * layouts.SLOT.size
         at += (epoch & 1) * layouts.COPY.size
         self.data[at : at + len(raw)] = raw
@@ -112,7 +113,7 @@ class LedgerBuilder:
             units=units,
             length=0 if growing else len(payload),
             kind=kind,
-            check=0 if growing else blob_check(payload),
+            check=head_check(unit, units, kind) if growing else blob_check(payload),
         )
         at = self.blob_at(unit)
         self.data[at : at + size] = head + payload

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pgkeeper.ledger.check import check, usage
-from protocol.ledger import Act, BlobKind, Flag, Kind, LedgerDamaged, SocketState, blob_check
+from protocol.ledger import (
+    Act,
+    BlobKind,
+    Flag,
+    Kind,
+    LedgerDamaged,
+    SocketState,
+    blob_check,
+    head_check,
+)
 from tests.unit.ledger.builder import LedgerBuilder, catalog, pool_record, socket_record
 
 if TYPE_CHECKING:
@@ -95,7 +105,9 @@ def _overlap(sound: Sound) -> None:
     at, other = (sound.builder.blob_at(unit) for unit in (inside, sound.slots[4]["outbox"]))
     sound.slots[4]["outbox"] = inside
     # shorten the outer payload's checked part: the head of the inner blob lies in it
-    head = sound.builder.data[other : other + 16]
+    head = bytearray(sound.builder.data[other : other + 16])
+    units, _, kind = struct.unpack_from("=3I", head)
+    struct.pack_into("=I", head, 12, head_check(inside, units, kind))
     outer = sound.builder.blob_at(sound.slots[3]["extra"])
     sound.builder.data[at : at + 16] = head
     payload = sound.builder.data[outer + 16 : outer + 16 + 150]

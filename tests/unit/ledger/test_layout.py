@@ -32,6 +32,7 @@ DEFINES = {
     "KEEPER_UNIT": ledger.UNIT,
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
     "KEEPER_READS": ledger_layouts.READS,
+    "KEEPER_IOBUF_HEAD": ledger_layouts.IOBUF_HEAD,
 }
 
 
@@ -81,7 +82,7 @@ def test_signature_h_is_what_the_layout_says() -> None:
 
 def test_the_signature_covers_every_field() -> None:
     text = ledger_signature.layout_text()
-    assert text.startswith("KeeperCopy.epoch=0:8;KeeperCopy.token=8:8;")
+    assert text.startswith("KeeperCopy.epoch=0:8;KeeperCopy.rx=8:8;")
     assert text.count(";") == sum(len(layout.fields) for layout in ledger.LAYOUTS)
     assert ledger_checks.fnv1a64(text.encode()) == ledger.SIGNATURE
 
@@ -92,16 +93,23 @@ def test_checks_agree_on_random_bytes(tmp_path: Path) -> None:
     stdin = bytearray()
     expected = []
     for length in [0, 1, 7, 8, *(rng.randrange(300) for _ in range(300))]:
+        slot = rng.getrandbits(32)
         copy = rng.randbytes(ledger_layouts.COPY.size)
         name = rng.randbytes(length)
+        units = rng.getrandbits(32)
         entry = ledger_layouts.CATALOG_ENTRY.build(
             query_id=rng.getrandbits(64),
-            statement=rng.getrandbits(32),
+            statement=units,
             name_length=length,
             check=rng.getrandbits(16),
         )
-        stdin += copy + entry + name
-        checks = (ledger.copy_check(copy), ledger.blob_check(name), ledger.entry_check(entry, name))
+        stdin += slot.to_bytes(4, sys.byteorder) + copy + entry + name
+        checks = (
+            ledger.copy_check(copy, slot),
+            ledger.blob_check(name),
+            ledger.entry_check(entry, name),
+            ledger.head_check(slot, units, length),
+        )
         expected.append(" ".join(map(str, checks)))
     assert run(program, stdin=bytes(stdin)).splitlines() == expected
 

@@ -95,7 +95,7 @@ def test_queries_and_transactions(pair: Pair) -> None:
     pair.client["xact_start"] = NOW - 2_500_000
     assert pair.rows()["client"].doing == "in transaction"
     assert pair.rows()["client"].transaction_age == 2.5
-    pair.server.update(n_requests=1, request=bytes([ord("Q") - 0x40]) + bytes(35))
+    pair.server.update(n_requests=1, request=bytes([ord("Q") - 0x40]) + bytes(21))
     assert pair.rows()["client"].doing == "in query (1 request outstanding)"
     assert pair.rows()["server"].outstanding == 1
     pair.server["flags"] = Flag.COPY_MODE

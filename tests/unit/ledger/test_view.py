@@ -268,9 +268,9 @@ def test_outstanding_requests_inline_and_in_a_blob(builder: LedgerBuilder) -> No
         BlobKind.REQUESTS,
         layouts.REQUEST.build(type=ord("C"), action=1, closing=1, query_id=9, statement=4),
     )
-    builder.copy(1, 1, kind=Kind.SERVER, n_requests=2, request=inline + bytes(34))
+    builder.copy(1, 1, kind=Kind.SERVER, n_requests=2, request=inline + bytes(20))
     builder.copy(2, 1, kind=Kind.SERVER, requests=unit)
-    builder.copy(3, 1, kind=Kind.SERVER, n_requests=1, request=b"\xff" + bytes(35))
+    builder.copy(3, 1, kind=Kind.SERVER, n_requests=1, request=b"\xff" + bytes(21))
     builder.commit(1)
     view = builder.view()
     first, second = (view.requests(copy) for slot, copy in view.iter_slots() if slot < 3)
@@ -411,7 +411,7 @@ def test_scribbled_bytes_with_good_checks_only_ever_mean_damage(data: st.DataObj
             field = data.draw(st.sampled_from(layouts.COPY.fields[4:-1]))
             value = data.draw(st.binary(min_size=field.size, max_size=field.size))
             ledger[at + field.offset : at + field.offset + field.size] = value
-        check = copy_check(ledger[at : at + layouts.COPY.size])
+        check = copy_check(ledger[at : at + layouts.COPY.size], slot)
         end = at + layouts.COPY.size
         ledger[end - 8 : end] = struct.pack("=Q", check)
         record = struct.unpack_from("=I", ledger, at + layouts.COPY.field("record").offset)[0]

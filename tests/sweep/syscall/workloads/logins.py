@@ -52,19 +52,19 @@ def _eager_logins(stage: Stage) -> None:
     """The first statement comes in one piece with the last message of the login."""
     for user in (USER, PLAIN_USER, MD5_USER, SCRAM_USER, QUERY_USER, QUERY_USER, SCRAM_USER):
         talker = stage.talker(f"{user} {len(stage.talkers)}")
-        ahead = query(f"INSERT INTO acts(tag) VALUES ('{user} ' || current_user)")
+        first = query(f"INSERT INTO acts(tag) VALUES ('{user} ' || current_user)")
         if user == USER:
-            talker.start_up(user, stage.database, ahead=ahead)
+            talker.start_up(user, stage.database, then=first)
             talker.ready()
         else:
             talker.start_up(user, stage.database)
-            talker.finish_login(user, SECRET, ahead=ahead)
+            talker.finish_login(user, SECRET, then=first)
         talker.ready()
     # Nothing of what follows a wrong password is done.
     for user in (PLAIN_USER, MD5_USER, SCRAM_USER, QUERY_USER):
         talker = stage.talker(f"{user} is wrong")
         talker.start_up(user, stage.database)
-        talker.finish_login(user, "guessed", ahead=query(act("never")))
+        talker.finish_login(user, "guessed", then=query(act("never")))
         talker.drain()
 
 

@@ -1,0 +1,1 @@
+"""What the keeper costs: `python -m benchmarks.instructions`."""

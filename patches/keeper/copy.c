@@ -1,0 +1,347 @@
+/*
+ * pgkeeper - from a PgSocket to its slot's copy, at each commit.
+ *
+ * This is what the keeper costs: two commits a query, a few slots each.  Of a
+ * copy's three cache lines the third, and the blobs it names, are looked at
+ * only when something says that they may have changed.
+ */
+#include "bouncer.h"
+
+#include "keeper/internal.h"
+
+unsigned keeper_vars_changes;
+
+/*
+ * The bits of a PgSocket as enum KeeperFlag, a table for each byte they lie
+ * in.  Where the compiler has put them is found out by setting them.
+ */
+
+static uint32_t flags_of[4][256];
+static size_t first_byte;
+
+struct Bit {
+	size_t byte;
+	uint8_t mask;
+	uint32_t flag;
+};
+
+static void find_bit(const PgSocket *probe, struct Bit *bit, uint32_t flag)
+{
+	const uint8_t *p = (const uint8_t *)probe;
+
+	for (bit->byte = 0; !p[bit->byte]; bit->byte++) {
+	}
+	bit->mask = p[bit->byte];
+	bit->flag = flag;
+}
+
+void keeper_flags_setup(void)
+{
+	static PgSocket probe;
+	struct Bit bits[32];
+	unsigned n = 0, i, value;
+
+#define FIND(field, flag)	memset(&probe, 0, sizeof(probe)); probe.field = 1; find_bit(&probe, &bits[n++], flag)
+	FIND(ready, KEEPER_F_READY);
+	FIND(idle_tx, KEEPER_F_IDLE_TX);
+	FIND(close_needed, KEEPER_F_CLOSE_NEEDED);
+	FIND(setting_vars, KEEPER_F_SETTING_VARS);
+	FIND(resetting, KEEPER_F_RESETTING);
+	FIND(copy_mode, KEEPER_F_COPY_MODE);
+	FIND(query_failed, KEEPER_F_QUERY_FAILED);
+	FIND(wait_for_welcome, KEEPER_F_WAIT_FOR_WELCOME);
+	FIND(wait_for_user_conn, KEEPER_F_WAIT_FOR_USER_CONN);
+	FIND(wait_for_user, KEEPER_F_WAIT_FOR_USER);
+	FIND(contributes_db_client_count, KEEPER_F_DB_COUNTED);
+	FIND(user_connection_counted, KEEPER_F_USER_COUNTED);
+	FIND(admin_user, KEEPER_F_ADMIN_USER);
+	FIND(own_user, KEEPER_F_OWN_USER);
+#undef FIND
+	first_byte = bits[0].byte;
+	for (i = 1; i < n; i++) {
+		if (bits[i].byte < first_byte)
+			first_byte = bits[i].byte;
+	}
+	memset(flags_of, 0, sizeof(flags_of));
+	for (i = 0; i < n; i++) {
+		if (bits[i].byte - first_byte >= ARRAY_NELEM(flags_of))
+			die("keeper: the bits of a PgSocket lie too far apart");
+		for (value = 0; value < 256; value++) {
+			if (value & bits[i].mask)
+				flags_of[bits[i].byte - first_byte][value] |= bits[i].flag;
+		}
+	}
+}
+
+static inline uint32_t flags_of_bits(const PgSocket *sk)
+{
+	const uint8_t *p = (const uint8_t *)sk + first_byte;
+
+	return flags_of[0][p[0]] | flags_of[1][p[1]] | flags_of[2][p[2]] | flags_of[3][p[3]];
+}
+
+/*
+ * Outstanding requests.
+ */
+
+static void write_requests_apart(PgSocket *sk, struct KeeperLocal *l)
+{
+	static struct KeeperPack pack;
+	struct List *el;
+
+	pack.len = 0;
+	statlist_for_each(el, &sk->outstanding_requests) {
+		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
+		struct KeeperRequest entry;
+
+		memset(&entry, 0, sizeof(entry));
+		entry.type = request->type;
+		entry.action = request->action;
+		entry.query_id = request->server_ps_query_id;
+		if (request->server_ps) {
+			entry.closing = 1;
+			entry.query_id = request->server_ps->query_id;
+			entry.statement = keeper_statement_blob(request->server_ps->ps);
+			l->full |= !entry.statement;
+		}
+		keeper_pack(&pack, &entry, sizeof(entry));
+	}
+	l->requests = keeper_pack_blob(&pack, KEEPER_BLOB_REQUESTS);
+	l->full |= !l->requests;
+	l->cold++;
+}
+
+static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	struct List *el;
+	unsigned n = 0;
+
+	if (l->requests) {
+		keeper_store_free_blob(&keeper_store, l->requests);
+		l->requests = 0;
+		l->cold++;
+	}
+	statlist_for_each(el, &sk->outstanding_requests) {
+		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
+
+		if (n == sizeof(copy->request) || request->server_ps || request->server_ps_query_id) {
+			copy->n_requests = 0;
+			write_requests_apart(sk, l);
+			return;
+		}
+		copy->request[n++] = request->action << 6 | (request->type - 0x40);
+	}
+	copy->n_requests = n;
+}
+
+/*
+ * extra_packets is mirrored once, and while it is being sent only the count of
+ * what is gone changes.  It may be filled anew at the same place and length,
+ * so compare what it holds.
+ */
+static void write_extra(PgSocket *sk, struct KeeperLocal *l)
+{
+	struct MBuf *extra = &sk->sbuf.extra_packets;
+	unsigned left = mbuf_avail_for_read(extra);
+	uint32_t unit;
+
+	l->cold++;
+	if (l->extra && left && left <= l->extra_len) {
+		const uint8_t *mirror = keeper_blob_data(keeper_store_blob(&keeper_store, l->extra));
+
+		if (memcmp(mirror + l->extra_len - left, extra->data + extra->read_pos, left) == 0) {
+			l->extra_done = l->extra_len - left;
+			return;
+		}
+	}
+	keeper_store_free_blob(&keeper_store, l->extra);
+	l->extra = l->extra_len = l->extra_done = 0;
+	if (!left)
+		return;
+	unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_EXTRA, left);
+	if (!unit) {
+		l->full = true;
+		return;
+	}
+	memcpy(keeper_blob_data(keeper_store_blob(&keeper_store, unit)), extra->data + extra->read_pos, left);
+	keeper_store_finish_blob(&keeper_store, unit, left);
+	l->extra = unit;
+	l->extra_len = left;
+}
+
+/*
+ * The copy.
+ */
+
+static uint32_t pool_slot(PgPool *pool)
+{
+	if (!pool)
+		return 0;
+	if (!pool->keeper_slot)
+		pool->keeper_slot = keeper_new_slot(pool, KEEPER_POOL);
+	return pool->keeper_slot;
+}
+
+static inline uint32_t slot_of(const PgSocket *sk)
+{
+	return sk ? sk->keeper_slot : 0;
+}
+
+/* may anything have changed but what every commit writes? */
+static inline bool is_calm(const PgSocket *sk, const struct KeeperLocal *l)
+{
+	return l->settled && !l->stale && !l->full && !l->extra && !mbuf_avail_for_read(&sk->sbuf.extra_packets)
+	       && l->pool == sk->pool && l->vars_changes == keeper_vars_changes
+	       && sk->packet_cb_state.flag == CB_NONE && l->packet_flag == CB_NONE
+	       && !sk->canceled_server && !l->canceled_server;
+}
+
+static void update_rest(PgSocket *sk, struct KeeperLocal *l)
+{
+	l->full = false;
+	l->cold++;
+	l->pool = sk->pool;
+	l->pool_slot = pool_slot(sk->pool);
+	l->canceled_server = slot_of(sk->canceled_server);
+	if (l->extra || mbuf_avail_for_read(&sk->sbuf.extra_packets))
+		write_extra(sk, l);
+	if (l->catalog.added || l->catalog.rewrite) {
+		l->catalog.lost = !keeper_catalog_write(sk, &l->catalog);
+		l->stale = true;
+	}
+	keeper_update_record(sk, l);
+	l->full |= !l->record || !l->pool_slot != !sk->pool || l->catalog.lost
+		   || (!l->packet && mbuf_written(&sk->packet_cb_state.pkt.data));
+	l->fixed_flags = 0;
+	if (l->is_unix)
+		l->fixed_flags |= KEEPER_F_UNIX;
+	if (!is_server_socket(sk) && sk->pool && sk->pool->db->admin)
+		l->fixed_flags |= KEEPER_F_CONSOLE;
+	if (l->doomed)
+		l->fixed_flags |= KEEPER_F_DOOMED;
+	if (l->doom_notify)
+		l->fixed_flags |= KEEPER_F_DOOM_NOTIFY;
+}
+
+static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	copy->token = l->token;
+	copy->pool = l->pool_slot;
+	copy->record = l->record;
+	copy->outbox = l->outbox;
+	copy->outbox_done = l->outbox_done;
+	copy->outbox_len = l->outbox_len;
+	copy->doom = l->doom;
+	copy->extra = l->extra;
+	copy->extra_done = l->extra_done;
+	copy->requests = l->requests;
+	copy->canceled_server = l->canceled_server;
+	copy->spare[0] = copy->spare[1] = 0;
+}
+
+/* a request to cancel that dies with this process, but may still arrive at the server */
+static bool cancel_in_the_dark(const PgSocket *server)
+{
+	struct List *item;
+
+	statlist_for_each(item, &server->canceling_clients) {
+		if (!container_of(item, PgSocket, cancel_head)->keeper_slot)
+			return true;
+	}
+	return false;
+}
+
+static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
+{
+	const SBuf *sbuf = &sk->sbuf;
+	const IOBuf *io = sbuf->io;
+	uint32_t link = slot_of(sk->link), flags;
+
+	if (!is_calm(sk, l))
+		update_rest(sk, l);
+	flags = l->fixed_flags | flags_of_bits(sk);
+	if (sbuf->extra_packet_queue_after)
+		flags |= KEEPER_F_QUEUE_AFTER;
+	if (l->flush_due)
+		flags |= KEEPER_F_FLUSH_DUE;
+
+	copy->rx = l->rx;
+	copy->tx = l->tx;
+	copy->kind = l->kind;
+	copy->state = sk->state;
+	copy->wait_type = sbuf->wait_type;
+	copy->pkt_action = sbuf->pkt_action;
+	copy->link = link;
+	copy->dst = sbuf->dst ? container_of(sbuf->dst, PgSocket, sbuf)->keeper_slot : 0;
+	if (io) {
+		copy->io = io->keeper_number;
+		copy->io_done = io->done_pos;
+		copy->io_parse = io->parse_pos;
+		copy->io_recv = io->recv_pos;
+		if (!io->keeper_number)
+			flags |= KEEPER_F_VOLATILE;
+	} else {
+		copy->io = copy->io_done = copy->io_parse = copy->io_recv = 0;
+	}
+	copy->pkt_remain = sbuf->pkt_remain;
+	copy->skip_remain = sbuf->skip_remain;
+	copy->query_start = sk->query_start;
+	copy->xact_start = sk->xact_start;
+	copy->request_time = sk->request_time;
+	copy->wait_start = sk->wait_start;
+	if (l->kind == KEEPER_SERVER) {
+		write_requests(sk, l, copy);
+		if (!statlist_empty(&sk->canceling_clients) && cancel_in_the_dark(sk))
+			flags |= KEEPER_F_CLOSE_NEEDED;
+	} else {
+		copy->n_requests = 0;
+	}
+	if (l->full || l->bypass || (!link && sk->link))
+		flags |= KEEPER_F_VOLATILE;
+	copy->flags = flags;
+
+	if (l->cold_in[which] != l->cold) {
+		write_third_line(l, copy);
+		l->cold_in[which] = l->cold;
+		l->cold_check[which] = keeper_check_cold(copy);
+	}
+	return keeper_check_hot(copy) + l->cold_check[which];
+}
+
+static void serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	memset(&copy->rx, 0, sizeof(*copy) - offsetof(struct KeeperCopy, rx));
+	copy->kind = l->kind;
+	switch (l->kind) {
+	case KEEPER_POOL:
+		keeper_write_pool(l->object, l, copy);
+		break;
+	case KEEPER_USER:
+		keeper_write_credentials(l->object, l, copy);
+		break;
+	case KEEPER_GLOBAL:
+		keeper_write_global(l, copy);
+		break;
+	case KEEPER_CLOSING:
+		copy->token = l->token;
+		copy->rx = l->rx;
+		copy->tx = l->tx;
+		copy->outbox = l->outbox;
+		copy->outbox_done = l->outbox_done;
+		copy->outbox_len = l->outbox_len;
+		copy->flags = l->is_unix ? KEEPER_F_UNIX : 0;
+		break;
+	default:
+		break;
+	}
+}
+
+uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+
+	if (l->kind == KEEPER_CLIENT || l->kind == KEEPER_SERVER)
+		return serialize_socket(l->object, l, copy, copy != keeper_store.slot[slot].copy);
+	serialize_other(l, copy);
+	return keeper_check_hot(copy) + keeper_check_cold(copy);
+}

@@ -1,0 +1,162 @@
+"""The ledger survives scribbling."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from protocol.ledger_layouts import COPY, SOCKET_RECORD
+from testbed import Postgres, RunDir
+from testbed.damage import (
+    Act,
+    BlobHead,
+    BlobNoise,
+    CopyNoise,
+    Damage,
+    Forged,
+    ForgedRecord,
+    HeaderWord,
+    Moved,
+    Note,
+    Plus,
+    SlotOf,
+    Tail,
+    Theirs,
+)
+from testbed.roster import LEARNT, NAMES
+from tests.system.scribbled import ScribbledBed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SERVERS = tuple(
+    f"{name}'s server"
+    for name in ("in transaction", "busy", "half asked", "slow reader", "flooded", "temp table")
+)
+FACTS = (
+    "pool of postgres in transaction",
+    "pool of postgres in session",
+    "pool of postgres in tight",
+    f"pool of {LEARNT} in transaction",
+    f"user {LEARNT}",
+    "global",
+)
+SOCKETS = (*NAMES, *SERVERS, "idle server")
+SLOTS = (*SOCKETS, *FACTS, "free")
+BLOBS = (
+    *((slot, "record") for slot in (*SOCKETS, *FACTS)),
+    *(("prepared", role) for role in ("catalog", "statement 0", "statement 1")),
+    *(("prepared too", role) for role in ("catalog", "statement 0", "statement 1")),
+    ("flooded", "catalog"),
+    ("flooded", "outbox"),
+    ("flooded's server", "catalog"),
+    ("idle server", "catalog"),
+    ("half parsed", "packet"),
+    ("half logged in", "scram"),
+    ("half logged in", "outbox"),
+)
+# The epoch alone says which copy counts: forged, it tells of a past that was.
+FIELDS = tuple(field.name for field in COPY.fields if field.name not in ("check", "pad"))
+RECORD_FIELDS = tuple(field.name for field in SOCKET_RECORD.fields if "pad" not in field.name)
+
+slot = st.sampled_from(SLOTS)
+socket = st.sampled_from(SOCKETS)
+number = (
+    st.integers(0, 40)
+    | st.sampled_from([63, 64, 255, 256, 1 << 12, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1])
+    | st.integers(0, (1 << 64) - 1)
+    | st.builds(lambda bit: 1 << bit, st.integers(0, 63))
+)
+some_bytes = st.binary(min_size=1, max_size=100)
+value = (
+    number | st.builds(Plus, st.integers(-3, 3)) | st.builds(SlotOf, slot) | st.builds(Theirs, slot)
+)
+
+noise = st.builds(CopyNoise, slot, st.booleans(), st.integers(0, COPY.size - 1), some_bytes)
+blob_noise = st.sampled_from(BLOBS).flatmap(
+    lambda blob: st.builds(
+        BlobNoise, st.just(blob[0]), st.just(blob[1]), st.integers(0, 400), some_bytes
+    )
+)
+blob_head = st.sampled_from(BLOBS).flatmap(
+    lambda blob: st.builds(
+        BlobHead,
+        st.just(blob[0]),
+        st.just(blob[1]),
+        st.sampled_from(["units", "length", "kind", "check"]),
+        number,
+    )
+)
+moved = st.builds(Moved, slot, slot, st.booleans())
+forged = st.builds(Forged, socket, st.sampled_from(FIELDS), value)
+forged_fact = st.builds(Forged, st.sampled_from(FACTS), st.sampled_from(FIELDS), value)
+forged_record = st.builds(ForgedRecord, socket, st.sampled_from(RECORD_FIELDS), value)
+forged_blob = st.sampled_from(BLOBS).flatmap(
+    lambda blob: st.builds(
+        BlobNoise,
+        st.just(blob[0]),
+        st.just(blob[1]),
+        st.integers(0, 400),
+        some_bytes,
+        st.just(True),
+    )
+)
+tail = st.builds(
+    Tail, slot, st.sampled_from(["base_rx", "base_tx", "unix_rx", "unix_tx", "unix_busy"]), number
+)
+act = st.builds(
+    Act,
+    st.booleans(),
+    st.sampled_from(["epoch", "watermark", "act", "slot", "source"]),
+    number | st.builds(SlotOf, slot),
+)
+note = st.builds(
+    Note,
+    st.integers(0, 15),
+    st.integers(0, 1),
+    slot,
+    st.builds(Plus, st.integers(-1, 1)),
+    st.integers(0, 6) | number,
+    number,
+)
+header = st.builds(
+    HeaderWord,
+    st.sampled_from(["commit", "server_token", "query_id", "socket_id", "heartbeat"]),
+    number | st.builds(Plus, st.integers(-4, 4)),
+)
+SCRIBBLE = noise | blob_noise | blob_head | moved
+FORGERY = forged | forged | forged_fact | forged_record | forged_blob | tail | act | note | header
+
+PHASES = settings(
+    deadline=None,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+    report_multiple_bugs=False,
+)
+
+
+@pytest.fixture(scope="module")
+def bed(
+    run_dir: RunDir, _postgres_server: Postgres, patched_binary: Path
+) -> Iterator[ScribbledBed]:
+    with ScribbledBed(run_dir, _postgres_server, patched_binary) as one:
+        yield one
+        print(one.ends)
+
+
+@settings(PHASES, max_examples=int(os.environ.get("N", 25)), derandomize="N" not in os.environ)
+@given(st.lists(SCRIBBLE, min_size=1, max_size=4), st.booleans())
+def test_scribbles(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+    bed.play(damages, twice=twice)
+
+
+@settings(PHASES, max_examples=int(os.environ.get("N", 25)), derandomize="N" not in os.environ)
+@given(st.lists(FORGERY, min_size=1, max_size=3), st.booleans())
+def test_forgeries(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
+    bed.play(damages, twice=twice)
