@@ -112,6 +112,20 @@ static int by_age(const void *a, const void *b)
 	return lc->token < rc->token ? -1 : lc->token > rc->token;
 }
 
+/* time in which nobody served does not count against those who waited, or had not logged in yet */
+static void extend_deadlines(PgSocket *client, const struct KeeperCopy *c, uint64_t down_us)
+{
+	bool waits = client->state == CL_WAITING || client->state == CL_WAITING_LOGIN;
+
+	client->wait_start = c->wait_start ? c->wait_start + down_us : 0;
+	if (client->state == CL_LOGIN || client->state == CL_WAITING_LOGIN || client->wait_for_welcome)
+		client->connect_time += down_us;
+	if (waits || client->state == CL_WAITING_CANCEL)
+		client->request_time += down_us;
+	if (waits && client->query_start)
+		client->query_start += down_us;
+}
+
 /* put the sockets into PgBouncer's lists, oldest first, and link them */
 static void enlist(PgSocket **list, unsigned n, uint64_t down_us)
 {
@@ -126,12 +140,7 @@ static void enlist(PgSocket **list, unsigned n, uint64_t down_us)
 			change_server_state(sk, c->state);
 		} else {
 			change_client_state(sk, c->state);
-			/* time in which nobody served does not count against those who waited */
-			sk->wait_start = c->wait_start ? c->wait_start + down_us : 0;
-			if (sk->state == CL_LOGIN || sk->state == CL_WAITING_LOGIN)
-				sk->connect_time += down_us;
-			if (sk->state == CL_WAITING_CANCEL)
-				sk->request_time += down_us;
+			extend_deadlines(sk, c, down_us);
 		}
 		keeper_rebuild_counts(sk, c->flags);
 	}
