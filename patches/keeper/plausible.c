@@ -106,8 +106,12 @@ static bool server_ok(const struct KeeperCopy *c)
 	switch (c->state) {
 	case SV_IDLE:
 	case SV_USED:
-		/* whoever gets it next must not get anything else with it */
-		return (c->flags & KEEPER_F_READY) && !c->requests && !c->n_requests && !keeper_is_sending(c);
+		/*
+		 * Whoever gets it next must not get anything else with it.  It need
+		 * not be ready: a message from a server at rest makes it dirty, and
+		 * PgBouncer closes it later.
+		 */
+		return !c->requests && !c->n_requests && !keeper_is_sending(c);
 	case SV_BEING_CANCELED:
 		return (c->flags & KEEPER_F_READY) && !c->link && !c->requests && !c->n_requests && !keeper_is_sending(c);
 	case SV_ACTIVE_CANCEL:
