@@ -136,6 +136,8 @@ static void finish_pending(void)
 
 void keeper_settle(void)
 {
+	/* who hears that he is closed may come again at once, and must not be counted twice then */
+	reuse_just_freed_objects();
 	finish_pending();
 	if (keeper_store.n_dirty)
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
