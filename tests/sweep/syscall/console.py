@@ -12,7 +12,7 @@ _LOST = b"C57P01\0Mpgbouncer was restarted\0"
 _TRIES = 4
 
 
-class RefusedError(Exception):
+class RefusedError(LostError):
     """The console answered with an error."""
 
 
@@ -28,12 +28,12 @@ def ask_console(port: int, command: str) -> list[tuple[str | None, ...]]:
             talker.log_in(ADMIN, _DATABASE)
             talker.send(query(command))
             return _rows(talker)
-        except LostError:
-            continue
         except RefusedError:
             if attempt == 0:
                 raise
             return []
+        except LostError:
+            continue
         finally:
             talker.abandon()
     raise LostError(f"console: {command}: lost {_TRIES} times")

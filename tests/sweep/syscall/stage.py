@@ -107,6 +107,14 @@ class Stage:
         """Return as soon as a server waits for a lock."""
         self.await_sql(f"SELECT count(*) > 0 {_SERVERS} AND wait_event_type = 'Lock'", "one waits")
 
+    def await_copied(self) -> None:
+        """Return as soon as a server has taken rows in a COPY and waits for more."""
+        self.await_sql(
+            f"SELECT count(*) > 0 {_SERVERS} AND wait_event = 'ClientRead' AND pid IN"
+            " (SELECT pid FROM pg_stat_progress_copy WHERE bytes_processed > 0)",
+            "one copies",
+        )
+
     def end_server(self, name: str) -> None:
         """Terminate the server whose last client had this application_name; it is gone then."""
         theirs = f"{_SERVERS} AND application_name = '{name}'"

@@ -169,7 +169,7 @@ class Sweep:
         deaths: int | None = None
         try:
             run = self.run(point, second, reference=reference)
-        except BedError as error:
+        except (BedError, LostError) as error:
             report.points += 1
             found, story = [str(error)], self._keeper.output.tail(60)
         else:

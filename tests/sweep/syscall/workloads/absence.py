@@ -99,6 +99,7 @@ def _servers_go(stage: Stage) -> None:
     d.send(query("COPY acts(tag) FROM STDIN"))
     d.until(b"G")
     d.send(copy_data(b"never\n"))
+    stage.await_copied()
     with stage.while_nobody_serves(lambda: stage.end_server("d")):
         a.ask(query(act("while the server of d ends")))
     d.drain()
@@ -182,14 +183,13 @@ def _more_comes(stage: Stage) -> None:
 def _cancel_comes(stage: Stage) -> None:
     """A CancelRequest comes, for a query that runs on; none of it is left for the next one."""
     a, b = stage.talkers
-    a.ask(query("SELECT 'a'"))
-    a.send(query("SELECT pg_sleep(30)"))
+    b.send(query("SELECT pg_sleep(30)"))
     stage.await_sleep()
-    with stage.while_nobody_serves(a.send_cancel):
-        b.ask(query(act("b")))
-    a.ready()
+    with stage.while_nobody_serves(b.send_cancel):
+        a.ask(query("SELECT 'while a cancel comes'"))
+    b.ready()
+    b.ask(query(act("b")))
     a.ask(query(act("a")))
-    b.ask(query(act("b again")))
 
 
 def _news(stage: Stage) -> None:
@@ -258,6 +258,6 @@ WORKLOADS = (
         opening=_with_a_worker("b", "c"),
         absences=True,
     ),
-    Workload("cancel-comes", _cancel_comes, opening=cast("a", "b"), absences=True),
+    Workload("cancel-comes", _cancel_comes, opening=_with_a_worker("b"), absences=True),
     Workload("news", _news, pool="pool_mode=session", opening=cast("a", "b"), absences=True),
 )
