@@ -60,28 +60,35 @@ class Report:
     """What a sweep found: points tried, kills in all, and a text for each point that differed.
 
     `pairs` are the runs with a second death, `seconds` the points of the adoption at which it
-    came, `adoption` the calls of the longest adoption.
+    came, `adoptions` the calls of each that was tried to its end.
     """
 
     workload: str
     points: int = 0
     kills: int = 0
     pairs: int = 0
-    adoption: int = 0
+    adoptions: list[int] = field(default_factory=list)
     seconds: set[Point] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
 
     @property
     def head(self) -> str:
         """The figures in one line."""
-        pairs = (
-            f", {self.pairs} pairs at {len(self.seconds)} points of adoptions of at most"
-            f" {self.adoption} calls"
-        )
-        return (
-            f"{self.workload}: {self.points} points, {self.kills} kills"
-            f"{pairs if self.pairs else ''}, {len(self.differences)} differences"
-        )
+        pairs = ""
+        if self.adoptions:
+            least, most = min(self.adoptions), max(self.adoptions)
+            pairs = (
+                f", {self.pairs} pairs in {len(self.adoptions)} adoptions of {least}-{most} calls"
+            )
+            pairs += f", {len(self.missed)} points missed in all of them"
+        differences = f"{len(self.differences)} differences"
+        return f"{self.workload}: {self.points} points, {self.kills} kills{pairs}, {differences}"
+
+    @property
+    def missed(self) -> set[Point]:
+        """The points of every adoption at which no successor died."""
+        shared = 2 * min(self.adoptions, default=0)
+        return set(map(_point, range(shared))) - self.seconds
 
     def __str__(self) -> str:
         return "\n\n".join([self.head, *self.differences])
@@ -90,7 +97,8 @@ class Report:
         """Enter a run that died."""
         self.points += 1
         self.kills += len(run.deaths)
-        self.adoption = max(self.adoption, run.adopted or 0)
+        if run.adopted is not None:
+            self.adoptions.append(run.adopted)
         if len(run.deaths) > 1:
             self.pairs += 1
             self.seconds.add(run.deaths[1].point)
@@ -296,6 +304,11 @@ def _noting(wrong: list[str], before: str = "") -> Iterator[None]:
 _ONCE: tuple[None] = (None,)
 
 
+def spread(length: int, points: int) -> Plan:
+    """About so many points, all over a workload of `length` calls, entries and exits in turn."""
+    return every(max(1, 2 * length // points) | 1)
+
+
 def every(step: int = 1, start: int = 0) -> Plan:
     """Entry and exit of every system call, or each `step`-th of these points; without end."""
     return ((_point(number), _ONCE) for number in itertools.count(start, step))
@@ -310,8 +323,8 @@ def between(step: int = 1, start: int = 0, reach: int = 3000) -> Plan:
 def twice(step: int = 1, start: int = 0, stride: int = 1) -> Plan:
     """As `every`, and once more at each `stride`-th point of the adoption that follows.
 
-    Another one is the first of them each time, so that `stride` points of the workload see
-    deaths at all points of the adoption.
+    Another one is the first of them each time, so that `stride` points of the workload see deaths
+    at all points of the adoption.
     """
     for turn, number in enumerate(itertools.count(start, step)):
         yield _point(number), map(_point, itertools.count(turn % stride, stride))

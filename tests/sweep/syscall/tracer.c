@@ -10,8 +10,8 @@
  * PARENT is who starts the successor.  With N2 the next process of the same
  * name that it starts is killed too, at its N2-th system call counted from its
  * first recvmsg(): that is where a successor begins to hear from the hanger.
- * It is let go when it waits for events the second time, with the adoption and
- * the first round of its loop behind it.  With HOLD = 1 PARENT is stopped
+ * It is let go when it waits for events the second time after it said READY,
+ * with the adoption and the first round of its loop behind it.  With HOLD = 1 PARENT is stopped
  * (SIGSTOP) before each kill, so that nobody serves until somebody sends it
  * SIGCONT.
  *
@@ -40,8 +40,12 @@
 #include <unistd.h>
 #include <sys/ptrace.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
+
+#include "keeper/control.h"
 
 struct Point {
 	unsigned long call;
@@ -63,7 +67,7 @@ static struct {
 static pid_t parent;
 static bool hold;
 static struct Point second;
-static bool is_successor;
+static bool is_successor, is_ready;
 static int waits;
 static char name[32];
 
@@ -133,6 +137,26 @@ static void let_go(void)
 	counting = false;
 }
 
+static bool copy_from(void *to, const void *from, size_t size)
+{
+	struct iovec here = { to, size }, there = { (void *)from, size };
+
+	return process_vm_readv(tracee, &here, 1, &there, 1, 0) == (ssize_t)size;
+}
+
+/* is it telling the hanger that it has adopted everything? */
+static bool says_ready(void)
+{
+	struct msghdr msg;
+	struct iovec iov;
+	struct KeeperMessage head;
+
+	return call.nr == SYS_sendmsg && copy_from(&msg, (void *)call.args[1], sizeof(msg)) && msg.msg_iovlen
+	       && copy_from(&iov, msg.msg_iov, sizeof(iov)) && iov.iov_len == sizeof(head)
+	       && copy_from(&head, iov.iov_base, sizeof(head)) && head.magic == KEEPER_CONTROL_MAGIC
+	       && head.type == KEEPER_MSG_READY;
+}
+
 static bool waits_for_events(unsigned long long nr)
 {
 #ifdef SYS_epoll_wait
@@ -160,7 +184,8 @@ static void at_system_call(void)
 		call.result = 0;
 		if (is_successor && point.call) {
 			counting = counting || call.nr == SYS_recvmsg;
-			if (counting && waits_for_events(call.nr) && ++waits == 2)
+			is_ready = is_ready || says_ready();
+			if (is_ready && waits_for_events(call.nr) && ++waits == 2)
 				let_go();
 		}
 		count += counting;
@@ -210,6 +235,7 @@ static void other_stopped(pid_t pid, int status)
 		if (strcmp(new_name, name) == 0) {
 			tracee = pid;
 			is_successor = true;
+			is_ready = false;
 			waits = 0;
 			/* its threads must not be ours: a death is complete only when all are reaped */
 			if (ptrace(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESYSGOOD) < 0 && errno != ESRCH)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _SOURCE = Path(__file__).with_name("tracer.c")
+# It knows the messages to the hanger.
+_PATCHES = Path(__file__).parents[3] / "patches"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -59,7 +61,7 @@ def build_tracer(folder: Path) -> Path:
     """Compile the tracer into `folder`; its path. Raises `ProcessFailedError`."""
     program = folder / "tracer"
     done = subprocess.run(
-        ["cc", "-O1", "-Wall", "-Wextra", "-o", program, _SOURCE],
+        ["cc", "-O1", "-Wall", "-Wextra", "-I", _PATCHES, "-o", program, _SOURCE],
         check=False,
         capture_output=True,
         text=True,
