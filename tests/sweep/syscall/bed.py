@@ -115,8 +115,6 @@ class KeeperFactory:
         give(hba, self._run_dir.account)
         settings: dict[str, str | int | None] = {
             "pool_mode": "transaction",
-            # Each run has a database of its own: an adoption is not to deal with all of them.
-            "autodb_idle_timeout": 1,
             "server_tls_sslmode": "disable",
             "auth_hba_file": str(hba),
             "auth_user": AUTH_USER,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import BedError, WaitTimeoutError
 from testbed.waiting import wait_until
+from tests.sweep.syscall.console import ask_console
 from tests.sweep.syscall.outcome import Outcome, alarms, differences, server_log
 from tests.sweep.syscall.stage import Stage
 from tests.sweep.syscall.talker import LostError
@@ -238,7 +239,7 @@ class Sweep:
         tags = [str(tag) for (tag,) in self._watcher.execute("SELECT tag FROM acts ORDER BY id")]
         logged = server_log(self._postgres.log.read(log_start))
         with _noting(wrong):
-            self._clear()
+            self._clear(database)
         output = keeper.output.read(output_start)
         wrong += alarms(output, console=workload.console)
         transcripts = {talker.name: bytes(talker.transcript) for talker in stage.talkers}
@@ -278,10 +279,13 @@ class Sweep:
                 seconds=_GRACE_S,
             )
 
-    def _clear(self) -> None:
-        """End all servers, so that the next run begins with none."""
-        end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_USERS}"
-        self._watcher.execute(end)
+    def _clear(self, database: str) -> None:
+        """End all servers and pools, so that the next run begins with none.
+
+        An adoption would otherwise deal with those of all the runs before.
+        """
+        for command in ("KILL", "RESUME"):
+            ask_console(self._keeper.port, f'{command} "{database}"')
         self._await_keeper("all servers", lambda: self._keeper.status().sessions.servers_held == 0)
 
 
