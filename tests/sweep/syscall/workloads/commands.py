@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from testbed.waiting import wait_until
 from tests.sweep.syscall.stage import Workload, act, cast, one_server
 from tests.sweep.syscall.talker import LostError, query
 
@@ -89,6 +91,29 @@ def _pause(stage: Stage) -> None:
     a.ask(query("COMMIT"))
 
 
+def _pause_busy(stage: Stage) -> None:
+    """PAUSE waits for the end of a transaction, which goes on; then nothing moves until RESUME."""
+    a, b = stage.talkers
+    a.ask(query("BEGIN"))
+    with ThreadPoolExecutor(1) as operator:
+        pause = operator.submit(stage.console, "PAUSE")
+        wait_until(
+            lambda: ("paused", "yes") in stage.console("SHOW STATE"),
+            what="it is paused",
+            poll_s=0.02,
+        )
+        a.ask(query(act("a goes on")))
+        b.send(query(act("b waits")))
+        b.await_read()
+        a.ask(query("COMMIT"))
+        pause.result()
+    a.send(query(act("a waits")))
+    a.await_read()
+    stage.console("RESUME")
+    b.ready()
+    a.ready()
+
+
 WORKLOADS = (
     Workload(
         "kill-client",
@@ -117,6 +142,14 @@ WORKLOADS = (
     Workload(
         "pause",
         _pause,
+        pool="pool_size=1",
+        warm=one_server,
+        opening=cast("a", "b"),
+        console=True,
+    ),
+    Workload(
+        "pause-busy",
+        _pause_busy,
         pool="pool_size=1",
         warm=one_server,
         opening=cast("a", "b"),
