@@ -280,10 +280,8 @@ POOL_RECORD: Final = Layout(
         peer_id=U32,
         cred_kind=U8,
         welcome_ready=U8,
-        db_paused=U8,
-        db_disabled=U8,
         n_vars=U8,
-        pad=bytes_(7),
+        pad=bytes_(9),
         last_lifetime_disconnect=U64,
         stats=array(11, U64),
     ),
@@ -309,6 +307,8 @@ GLOBAL_RECORD: Final = Layout(
         n_settings=U32,
         peer_id=U32,
         shutdown=U32,
+        n_databases=U32,
+        pad2=U32,
     ),
 )
 CATALOG_ENTRY: Final = Layout(

@@ -224,8 +224,6 @@ class PoolRecord:
     peer_id: int
     cred_kind: Credentials
     welcome_ready: bool
-    db_paused: bool
-    db_disabled: bool
     last_lifetime_disconnect: int
     stats: tuple[int, ...]
     database: str | None
@@ -253,7 +251,8 @@ class UserRecord:
 class GlobalRecord:
     """KeeperGlobalRecord and its strings: facts of the whole process.
 
-    `variables` are the names of the tracked parameters, `settings` the console's SETs in force.
+    `variables` are the names of the tracked parameters, `settings` the console's SETs in force,
+    `databases` those that are paused or disabled, with these words.
     """
 
     mock_nonce_set: bool
@@ -261,6 +260,7 @@ class GlobalRecord:
     peer_id: int
     shutdown: int
     variables: tuple[str | None, ...]
+    databases: tuple[tuple[str | None, str | None], ...]
     settings: tuple[tuple[str | None, str | None], ...] = field(repr=False)
     mock_nonce: bytes = field(repr=False)
 
@@ -306,7 +306,7 @@ class _Payload:
 
     def pairs(self, count: int) -> tuple[tuple[str | None, str | None], ...]:
         if count > len(self._data):
-            raise LedgerDamaged(self._slot, "its record counts more settings than it can hold")
+            raise LedgerDamaged(self._slot, "its record counts more pairs than it can hold")
         return tuple((self.string(), self.string()) for _ in range(count))
 
     def enum(self, kind: type[_E], name: str) -> _E:
@@ -349,8 +349,6 @@ def _pool_record(payload: _Payload) -> PoolRecord:
         peer_id=take("peer_id"),
         cred_kind=payload.enum(Credentials, "cred_kind"),
         welcome_ready=payload.flag("welcome_ready"),
-        db_paused=payload.flag("db_paused"),
-        db_disabled=payload.flag("db_disabled"),
         last_lifetime_disconnect=take("last_lifetime_disconnect"),
         stats=take("stats"),
         database=payload.string(),
@@ -384,6 +382,7 @@ def _global_record(payload: _Payload) -> GlobalRecord:
         shutdown=take("shutdown"),
         variables=payload.strings(take("n_vars")),
         settings=payload.pairs(take("n_settings")),
+        databases=payload.pairs(take("n_databases")),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pgkeeper.ledger.check import Usage, check, usage
 from protocol.ledger import Kind, LedgerView
 from testbed.errors import NotFoundError
-from testbed.process import descriptors, send
+from testbed.process import descriptors, send, state
 from testbed.rawclient import RawClient
 from testbed.waiting import wait_until
 
@@ -28,7 +28,7 @@ def stopped(pid: int) -> Iterator[None]:
     """Stop the process `pid` (SIGSTOP) during the `with` block."""
     send(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: _state(pid) == "T", what=f"{pid} is stopped")
+        wait_until(lambda: state(pid) == "T", what=f"{pid} is stopped")
         yield
     finally:
         send(pid, signal.SIGCONT)
@@ -103,8 +103,3 @@ def at_rest(keeper: Keeper) -> tuple[tuple[int, ...], Usage]:
 
     wait_until(committed, what="the ledger knows that all have gone", poll_s=0.05)
     return counts[-1], check_ledger(keeper)
-
-
-def _state(pid: int) -> str:
-    # The state follows the program name, which stands in parentheses and may hold any character.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -120,14 +120,19 @@ def descriptors(pid: int) -> list[str]:
     return sorted(targets)
 
 
-def alive(pid: int) -> bool:
-    """Whether `pid` exists and is not a zombie."""
+def state(pid: int) -> str:
+    """The kernel's letter for what `pid` does ("S", "T", "Z"...); empty if it does not exist."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
     # The state follows the program name, which stands in parentheses and may hold any character.
-    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+    return text.rpartition(")")[2].split()[0]
+
+
+def alive(pid: int) -> bool:
+    """Whether `pid` exists and is not a zombie."""
+    return state(pid) not in ("", "Z", "X")
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -199,17 +199,24 @@ static void go_on(PgSocket **list, unsigned n)
 
 	if (!slot)
 		die("keeper: out of memory");
-	for (i = 0; i < n; i++) {
-		struct KeeperCopy *c = &keeper_adoptee[list[i]->keeper_slot].copy;
+	/*
+	 * All wait as they did before the first of them acts, and the end of a
+	 * server is heard of before the query that it would have got.
+	 */
+	for (servers = 1; servers >= 0; servers--) {
+		for (i = 0; i < n; i++) {
+			struct KeeperCopy *c = &keeper_adoptee[list[i]->keeper_slot].copy;
 
-		slot[i] = list[i]->keeper_slot;
-		if (must_ask_again(list[i], c))
-			c->wait_type = KEEPER_WAIT_RECV;
-		/* all wait as they did before the first of them acts */
-		if (c->wait_type != KEEPER_WAIT_NONE && !sbuf_adopt_wait(&list[i]->sbuf))
-			die("keeper: cannot wait for an adopted socket: %s", strerror(errno));
-		if (c->outbox && c->outbox_done < c->outbox_len)
-			keeper_pend(slot[i]);
+			if (is_server_socket(list[i]) != servers)
+				continue;
+			slot[i] = list[i]->keeper_slot;
+			if (must_ask_again(list[i], c))
+				c->wait_type = KEEPER_WAIT_RECV;
+			if (c->wait_type != KEEPER_WAIT_NONE && !sbuf_adopt_wait(&list[i]->sbuf))
+				die("keeper: cannot wait for an adopted socket: %s", strerror(errno));
+			if (c->outbox && c->outbox_done < c->outbox_len)
+				keeper_pend(slot[i]);
+		}
 	}
 	for (i = 0; i < n; i++) {
 		if (still(list[i], slot[i]) && (keeper_adoptee[slot[i]].copy.flags & KEEPER_F_DOOMED))

@@ -41,8 +41,6 @@ void keeper_write_pool(PgPool *pool, struct KeeperLocal *l, struct KeeperCopy *c
 	record.peer_id = db->peer_id;
 	record.cred_kind = keeper_credentials_kind(pool->user_credentials, db);
 	record.welcome_ready = pool->welcome_msg_ready;
-	record.db_paused = db->db_paused;
-	record.db_disabled = db->db_disabled;
 	record.n_vars = get_num_var_cached();
 	record.last_lifetime_disconnect = pool->last_lifetime_disconnect;
 	memcpy(record.stats, &pool->stats, sizeof(record.stats));
@@ -128,6 +126,43 @@ void keeper_settings_reloaded(void)
 	keeper_mark_global();
 }
 
+/*
+ * Databases that the operator has paused or disabled: they need no pool for it.
+ */
+
+static const char *const set_aside[] = { NULL, "paused", "disabled", "paused disabled" };
+
+static const char *state_of(const PgDatabase *db)
+{
+	return set_aside[(db->db_paused ? 1 : 0) + (db->db_disabled ? 2 : 0)];
+}
+
+static void pack_databases(struct KeeperPack *pack, struct StatList *list, uint32_t *count_p)
+{
+	struct List *item;
+
+	statlist_for_each(item, list) {
+		PgDatabase *db = container_of(item, PgDatabase, head);
+
+		if (!state_of(db))
+			continue;
+		keeper_pack_string(pack, db->name);
+		keeper_pack_string(pack, state_of(db));
+		(*count_p)++;
+	}
+}
+
+static void read_database(const char *name, const char *state)
+{
+	PgDatabase *db = find_or_register_database(NULL, name);
+
+	/* the configuration may no longer have it */
+	if (!db)
+		return;
+	db->db_paused = strstr(state, set_aside[1]) != NULL;
+	db->db_disabled = strstr(state, set_aside[2]) != NULL;
+}
+
 void keeper_write_global(struct KeeperLocal *l, struct KeeperCopy *copy)
 {
 	struct KeeperGlobalRecord record;
@@ -152,6 +187,9 @@ void keeper_write_global(struct KeeperLocal *l, struct KeeperCopy *copy)
 		keeper_pack_string(&pack, setting->key);
 		keeper_pack_string(&pack, setting->value);
 	}
+	pack_databases(&pack, &database_list, &record.n_databases);
+	pack_databases(&pack, &autodatabase_idle_list, &record.n_databases);
+	memcpy(pack.data, &record, sizeof(record));
 	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
 	copy->record = l->record;
 }
@@ -300,6 +338,10 @@ static bool read_global(const struct KeeperCopy *copy)
 		if (set_config_param(key, value))
 			keeper_setting(key, value);
 	}
+	for (i = 0; i < record.n_databases && !unpack.failed; i++) {
+		if (keeper_unpack_string(&unpack, key, sizeof(key)) && keeper_unpack_string(&unpack, value, sizeof(value)))
+			read_database(key, value);
+	}
 	return true;
 }
 
@@ -415,8 +457,6 @@ static PgPool *read_pool(const struct KeeperCopy *copy, bool *changed_p)
 		pktbuf_put_bytes(pool->welcome_msg, welcome, len);
 		pool->welcome_msg_ready = true;
 	}
-	db->db_paused |= record.db_paused;
-	db->db_disabled |= record.db_disabled;
 	pool->last_lifetime_disconnect = record.last_lifetime_disconnect;
 	memcpy(&pool->stats, record.stats, sizeof(pool->stats));
 	pool->newer_stats = pool->older_stats = pool->stats;

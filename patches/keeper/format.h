@@ -254,10 +254,8 @@ struct KeeperPoolRecord {
 	uint32_t peer_id;	/* a peer's pool */
 	uint8_t cred_kind;
 	uint8_t welcome_ready;
-	uint8_t db_paused;
-	uint8_t db_disabled;
 	uint8_t n_vars;
-	uint8_t pad[7];
+	uint8_t pad[9];
 	uint64_t last_lifetime_disconnect;
 	uint64_t stats[11];	/* PgStats, in its order */
 };
@@ -273,7 +271,9 @@ struct KeeperUserRecord {
 
 /*
  * KEEPER_GLOBAL.  Strings: names of the n_vars tracked parameters, then pairs
- * of key and value: console SETs in force.
+ * of key and value: console SETs in force, then pairs of name and state
+ * ("paused", "disabled" or "paused disabled"): databases that the operator has
+ * set aside, whether they have a pool or not.
  */
 struct KeeperGlobalRecord {
 	uint8_t mock_nonce[32];	/* mock_auth_nonce of scram.c */
@@ -284,6 +284,8 @@ struct KeeperGlobalRecord {
 	uint32_t n_settings;
 	uint32_t peer_id;
 	uint32_t shutdown;
+	uint32_t n_databases;
+	uint32_t pad2;
 };
 
 /* entry of a catalog: then the client's name for it, name_length bytes */
@@ -318,7 +320,7 @@ _Static_assert(sizeof(struct KeeperBlob) == 16, "blob head");
 _Static_assert(sizeof(struct KeeperSocketRecord) == 56, "socket record");
 _Static_assert(sizeof(struct KeeperPoolRecord) == 112, "pool record");
 _Static_assert(sizeof(struct KeeperUserRecord) == 72, "user record");
-_Static_assert(sizeof(struct KeeperGlobalRecord) == 48, "global record");
+_Static_assert(sizeof(struct KeeperGlobalRecord) == 56, "global record");
 _Static_assert(sizeof(struct KeeperCatalogEntry) == 16, "catalog entry");
 _Static_assert(sizeof(struct KeeperRequest) == 24, "request");
 

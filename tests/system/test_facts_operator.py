@@ -11,6 +11,7 @@ import pytest
 
 from testbed import RawClient, wait_until
 from testbed.errors import ServerError
+from testbed.pooler import POOL_MODES
 
 if TYPE_CHECKING:
     from testbed import Bouncer, Keeper, Postgres
@@ -71,6 +72,27 @@ def test_a_disabled_database(keeper: Keeper) -> None:
         keeper.admin("ENABLE session")
         keeper.kill_bouncer()
         assert keeper.sql("SELECT 1", dbname="session") == [(1,)]
+
+
+def test_a_database_without_a_pool(keeper: Keeper) -> None:
+    """Nobody has used it yet, or KILL has ended all that was there."""
+    keeper.admin("DISABLE statement")
+    keeper.admin("PAUSE transaction")
+    keeper.sql("SELECT 1", dbname="session")
+    keeper.admin("KILL session")
+    for _ in range(2):
+        keeper.kill_bouncer()
+        set_aside = {
+            row["name"]: (row["paused"], row["disabled"]) for row in keeper.admin("SHOW DATABASES")
+        }
+        assert set_aside["statement"] == (0, 1)
+        assert set_aside["transaction"] == set_aside["session"] == (1, 0)
+    keeper.admin("ENABLE statement")
+    keeper.admin("RESUME transaction")
+    keeper.admin("RESUME session")
+    keeper.kill_bouncer()
+    for name in POOL_MODES:
+        assert keeper.sql("SELECT 1", dbname=name) == [(1,)]
 
 
 def test_settings_of_the_console(keeper: Keeper) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from testbed import binaries
+from testbed.errors import BedError
 from testbed.postgres import Postgres
 from testbed.rundir import RunDir
 from tests.sweep.syscall.bed import KeeperFactory, prepare
 from tests.sweep.syscall.sweep import Report, Sweep, between, every, twice
 from tests.sweep.syscall.tracer import Point, build_tracer
 from tests.sweep.syscall.workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from tests.sweep.syscall.sweep import Plan
 
 _PLANS = {"every": every, "between": between, "twice": twice}
 
@@ -34,17 +40,24 @@ def main() -> int:
             for workload in (one for one in WORKLOADS if one.name in names):
                 make = factory.maker(workload, standby=options.standby, more=more)
                 sweep = Sweep(workload, make, postgres, watcher, program)
-                reports.append(_watch(sweep, options))
+                try:
+                    reports.append(_watch(sweep, options))
+                except (AssertionError, BedError) as error:
+                    print(f"## {workload.name}: cannot be swept: {error}", flush=True)
+                    reports.append(Report(workload.name, differences=[str(error)]))
     return any(report.differences for report in reports)
 
 
 def _watch(sweep: Sweep, options: argparse.Namespace) -> Report:
-    plan = _PLANS[options.plan](options.step, options.start)
+    plan: Plan = _PLANS[options.plan](options.step, options.start)
+    if options.plan == "twice":
+        plan = twice(options.step, options.start, options.stride)
     if options.point:
         call, where, *steps = options.point.split(",")
         point = Point(int(call), where == "exit", int(steps[0]) if steps else 0)
-        plan = itertools.repeat((point, None), options.step)
+        plan = itertools.repeat((point, (None,)), options.step)
     shown = 0
+    began = time.monotonic()
 
     def show(report: Report) -> None:
         nonlocal shown
@@ -52,10 +65,11 @@ def _watch(sweep: Sweep, options: argparse.Namespace) -> Report:
             print(text, flush=True)
         shown = len(report.differences)
         if report.points % 500 == 0:
-            print(f"{report.workload}: {report.points}, {shown} differ", flush=True)
+            print(report.head, flush=True)
 
     report = sweep.over(plan, at_most=options.at_most, watch=show)
-    print(f"## {str(report).splitlines()[0]}, {report.kills} kills", flush=True)
+    seconds = time.monotonic() - began
+    print(f"## {report.head}, {sweep.length} calls, {seconds:.0f} s", flush=True)
     return report
 
 
@@ -65,6 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--plan", choices=_PLANS, default="every")
     parser.add_argument("--step", type=int, default=1, help="try each STEP-th point")
     parser.add_argument("--start", type=int, default=0, help="leave out the first START points")
+    parser.add_argument("--stride", type=int, default=1, help="twice: each STRIDE-th second point")
     parser.add_argument("--point", help="CALL,entry|exit[,STEPS]: this one alone, STEP times")
     parser.add_argument("--pgbouncer", type=Path, help="another binary than the built one")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="ini")

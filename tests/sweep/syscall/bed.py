@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from testbed.account import give
 from testbed.keeper import Keeper
 from testbed.postgres import Auth
-from tests.sweep.syscall.workloads import (
+from tests.sweep.syscall.stage import (
     AUTH_USER,
     LATE_USER,
     MD5_USER,
+    PLAIN_USER,
     QUERY_USER,
     SCRAM_USER,
     SECRET,
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
     from testbed.postgres import Postgres
     from testbed.rundir import RunDir
-    from tests.sweep.syscall.workloads import Workload
+    from tests.sweep.syscall.stage import Workload
 
 _numbers = itertools.count(1)
 
 _HBA = f"""\
 host all {USER} 127.0.0.1/32 trust
+host all {PLAIN_USER} 127.0.0.1/32 password
 host all {MD5_USER} 127.0.0.1/32 md5
 host all {SCRAM_USER} 127.0.0.1/32 scram-sha-256
 host all {QUERY_USER},sweeper_nobody 127.0.0.1/32 scram-sha-256
@@ -39,8 +41,9 @@ host all all 127.0.0.1/32 trust
 
 
 def prepare(postgres: Postgres) -> None:
-    """Users, the table `acts`, and the function that auth_query calls."""
+    """Users, the tables `acts` and `bulk`, and the function that auth_query calls."""
     postgres.add_user(USER)
+    postgres.add_user(PLAIN_USER, SECRET, Auth.PASSWORD)
     postgres.add_user(MD5_USER, SECRET, Auth.MD5)
     # The server asks for SCRAM too: the pooler logs in with the keys it learnt from the client.
     postgres.add_user(SCRAM_USER, SECRET, Auth.SCRAM)
@@ -48,6 +51,7 @@ def prepare(postgres: Postgres) -> None:
     postgres.add_user(LATE_USER)
     postgres.add_user(AUTH_USER)
     postgres.sql("CREATE TABLE acts(id serial, tag text)")
+    postgres.sql("CREATE TABLE bulk(line text)")
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
     postgres.sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC")
     postgres.sql(
@@ -123,6 +127,7 @@ class KeeperFactory:
         users = {
             USER: "",
             AUTH_USER: "",
+            PLAIN_USER: SECRET,
             MD5_USER: SECRET,
             SCRAM_USER: postgres.verifier(SCRAM_USER),
         }

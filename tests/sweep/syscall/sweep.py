@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from testbed.errors import BedError, WaitTimeoutError
 from testbed.waiting import wait_until
+from tests.sweep.syscall.console import ask_console
 from tests.sweep.syscall.outcome import Outcome, alarms, differences, server_log
+from tests.sweep.syscall.stage import Stage
 from tests.sweep.syscall.talker import LostError
 from tests.sweep.syscall.tracer import Death, Point, Tracer
-from tests.sweep.syscall.workloads import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
     from testbed.keeper import Keeper
     from testbed.postgres import Connection, Postgres
-    from tests.sweep.syscall.workloads import Workload
+    from tests.sweep.syscall.stage import Workload
+
+    #: First points, each with the second points to be tried after it; None: no second death.
+    Plan = Iterable[tuple[Point, Iterable[Point | None]]]
 
 _USERS = "usename LIKE 'sweeper%'"
 _PATIENCE_S = 5.0
@@ -36,11 +40,15 @@ _REHEARSALS = 3
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a workload, the deaths in it, and the calls made up to its end."""
+    """One run of a workload, the deaths in it, and the calls made up to its end.
+
+    `adopted`: the calls of a successor that outlived the second point, up to its loop.
+    """
 
     outcome: Outcome
     deaths: tuple[Death, ...]
     calls: int
+    adopted: int | None
     log: str
 
     def story(self) -> str:
@@ -50,16 +58,51 @@ class Run:
 
 @dataclass(slots=True)
 class Report:
-    """What a sweep found: points tried, kills in all, and a text for each point that differed."""
+    """What a sweep found: points tried, kills in all, and a text for each point that differed.
+
+    `pairs` are the runs with a second death, `seconds` the points of the adoption at which it
+    came, `adoptions` the calls of each that was tried to its end.
+    """
 
     workload: str
     points: int = 0
     kills: int = 0
+    pairs: int = 0
+    adoptions: list[int] = field(default_factory=list)
+    seconds: set[Point] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
 
+    @property
+    def head(self) -> str:
+        """The figures in one line."""
+        pairs = ""
+        if self.adoptions:
+            least, most = min(self.adoptions), max(self.adoptions)
+            pairs = (
+                f", {self.pairs} pairs in {len(self.adoptions)} adoptions of {least}-{most} calls"
+            )
+            pairs += f", {len(self.missed)} points missed in all of them"
+        differences = f"{len(self.differences)} differences"
+        return f"{self.workload}: {self.points} points, {self.kills} kills{pairs}, {differences}"
+
+    @property
+    def missed(self) -> set[Point]:
+        """The points of every adoption at which no successor died."""
+        shared = 2 * min(self.adoptions, default=0)
+        return set(map(_point, range(shared))) - self.seconds
+
     def __str__(self) -> str:
-        head = f"{self.workload}: {self.points} points, {len(self.differences)} differences"
-        return "\n\n".join([head, *self.differences])
+        return "\n\n".join([self.head, *self.differences])
+
+    def count(self, run: Run) -> None:
+        """Enter a run that died."""
+        self.points += 1
+        self.kills += len(run.deaths)
+        if run.adopted is not None:
+            self.adoptions.append(run.adopted)
+        if len(run.deaths) > 1:
+            self.pairs += 1
+            self.seconds.add(run.deaths[1].point)
 
 
 class Sweep:
@@ -83,56 +126,72 @@ class Sweep:
         self._program = program
         self._numbers = itertools.count(1)
         self._keeper = make_keeper()
+        #: The calls of the last rehearsal.
+        self.length = 0
 
     def rehearse(self) -> Outcome:
         """The reference: what happens when nobody is killed.
 
         Raises AssertionError if it is not the same each time, or wrong in itself.
         """
-        reference = self.run(None).outcome
+        first = self.run(None)
+        assert not first.outcome.wrong, "without a kill:\n" + "\n".join(first.outcome.wrong)
         for _ in range(_REHEARSALS - 1):
-            found = differences(reference, self.run(None, reference=reference).outcome)
+            again = self.run(None, reference=first.outcome)
+            found = differences(first.outcome, again.outcome)
             assert not found, "without a kill:\n" + "\n".join(found)
-        return reference
+            self.length = again.calls
+        return first.outcome
 
     def over(
         self,
-        plan: Iterable[tuple[Point, Point | None]],
+        plan: Plan,
         *,
+        reference: Outcome | None = None,
         at_most: int = 10,
         watch: Callable[[Report], None] | None = None,
     ) -> Report:
         """Die at each point of the plan until the workload ends before one.
 
-        Gives up after `at_most` differences; calls `watch` after each point.
+        Of a point's second ones those are tried that the adoption reaches. Rehearses if there is
+        no `reference`. Gives up after `at_most` differences; calls `watch` after each run.
         """
-        reference = self.rehearse()
+        reference = reference or self.rehearse()
         report = Report(self.workload.name)
         beyond = 0
-        for point, second in plan:
-            try:
-                run = self.run(point, second, reference=reference)
-            except BedError as error:
-                found, story = [str(error)], self._keeper.output.tail(60)
-            else:
-                if not run.deaths:
-                    beyond += 1
-                    if beyond == _BEYOND:
-                        break
-                    continue
-                found, story = differences(reference, run.outcome), run.story()
-                report.kills += len(run.deaths)
-            beyond = 0
-            report.points += 1
-            if found:
-                head = f"== {self.workload.name}, {point}" + (f", then {second}" if second else "")
-                report.differences.append("\n".join([head, *found, "-- " + story]))
-                self._begin_again()
-            if watch is not None:
-                watch(report)
-            if len(report.differences) >= at_most:
+        for point, seconds in plan:
+            for second in seconds:
+                deaths = self._try(report, reference, point, second)
+                if watch is not None:
+                    watch(report)
+                if deaths != 2 or len(report.differences) >= at_most:
+                    break
+            beyond = beyond + 1 if deaths == 0 else 0
+            if beyond == _BEYOND or len(report.differences) >= at_most:
                 break
         return report
+
+    def _try(
+        self, report: Report, reference: Outcome, point: Point, second: Point | None
+    ) -> int | None:
+        """One run, entered into the report; the deaths in it, None if there is no telling."""
+        deaths: int | None = None
+        try:
+            run = self.run(point, second, reference=reference)
+        except (BedError, LostError) as error:
+            report.points += 1
+            found, story = [str(error)], self._keeper.output.tail(60)
+        else:
+            deaths = len(run.deaths)
+            if not deaths:
+                return 0
+            report.count(run)
+            found, story = differences(reference, run.outcome), run.story()
+        if found:
+            head = f"== {self.workload.name}, {point}" + (f", then {second}" if second else "")
+            report.differences.append("\n".join([head, *found, "-- " + story]))
+            self._begin_again()
+        return deaths
 
     def run(
         self,
@@ -148,17 +207,27 @@ class Sweep:
         workload, keeper = self.workload, self._keeper
         database = f"{workload.name}-{next(self._numbers)}"
         if workload.warm is not None:
-            self._play(workload.warm, database)
-            self._await_rest()
-        self._watcher.execute("TRUNCATE acts RESTART IDENTITY")
+            self._warm(workload.warm, database)
+        self._watcher.execute("TRUNCATE acts, bulk RESTART IDENTITY")
         log_start, output_start = self._postgres.log.size(), keeper.output.size()
+        stage = Stage(keeper, self._watcher, database)
+        if workload.opening is not None:
+            workload.opening(stage)
         before = keeper.status().pgbouncer
         assert before.pid is not None
         wrong: list[str] = []
         with Tracer(
-            self._program, before.pid, point, parent=keeper.hanger.pid, second=second
+            self._program,
+            before.pid,
+            point,
+            parent=keeper.hanger.pid,
+            second=second,
+            absence=stage.nobody_serves if workload.absences else None,
         ) as tracer:
-            transcripts = self._play(workload.script, database, wrong)
+            with _noting(wrong, "the script stopped: "):
+                workload.script(stage)
+            _end(stage)
+        wrong += stage.failures
         after = keeper.wait_active(after=before.incarnation + len(tracer.deaths) - 1)
         with _noting(wrong):
             self._await_rest()
@@ -170,26 +239,18 @@ class Sweep:
         tags = [str(tag) for (tag,) in self._watcher.execute("SELECT tag FROM acts ORDER BY id")]
         logged = server_log(self._postgres.log.read(log_start))
         with _noting(wrong):
-            self._clear()
+            self._clear(database)
         output = keeper.output.read(output_start)
-        outcome = Outcome(transcripts, tuple(tags), logged, (*wrong, *alarms(output)))
-        return Run(outcome, tuple(tracer.deaths), tracer.count, output)
+        wrong += alarms(output, console=workload.console)
+        transcripts = {talker.name: bytes(talker.transcript) for talker in stage.talkers}
+        outcome = Outcome(transcripts, tuple(tags), logged, tuple(wrong))
+        return Run(outcome, tuple(tracer.deaths), tracer.count, tracer.adopted, output)
 
-    def _play(
-        self, script: Callable[[Stage], None], database: str, wrong: list[str] | None = None
-    ) -> dict[str, bytes]:
-        """Run a script and end what it left open; the transcripts."""
-        stage = Stage(self._keeper.port, database, self._await_sleep)
-        try:
-            script(stage)
-        except LostError as error:
-            if wrong is None:
-                raise
-            wrong.append(f"the script stopped: {error}")
-        for talker in stage.talkers:
-            if talker.socket.fileno() >= 0:
-                talker.finish()
-        return {talker.name: bytes(talker.transcript) for talker in stage.talkers}
+    def _warm(self, script: Callable[[Stage], None], database: str) -> None:
+        stage = Stage(self._keeper, self._watcher, database)
+        script(stage)
+        _end(stage)
+        self._await_rest()
 
     def _begin_again(self) -> None:
         with contextlib.suppress(BedError):
@@ -209,7 +270,7 @@ class Sweep:
     def _await_keeper(self, what: str, condition: Callable[[], bool]) -> None:
         wait_until(condition, what=f"the hanger has let go of {what}", seconds=_PATIENCE_S)
 
-    def _await_log(self, start: int, wanted: tuple[str, ...]) -> None:
+    def _await_log(self, start: int, wanted: tuple[tuple[str, ...], ...]) -> None:
         """What PgBouncer sent last may still be on its way; too much comes sooner or never."""
         with contextlib.suppress(WaitTimeoutError):
             wait_until(
@@ -218,44 +279,60 @@ class Sweep:
                 seconds=_GRACE_S,
             )
 
-    def _await_sleep(self) -> None:
-        asleep = f"SELECT count(*) FROM pg_stat_activity WHERE {_USERS} AND wait_event = 'PgSleep'"
-        wait_until(
-            lambda: self._watcher.execute(asleep).fetchone() != (0,),
-            what="a server sleeps",
-            seconds=_PATIENCE_S,
-        )
+    def _clear(self, database: str) -> None:
+        """End all servers and pools, so that the next run begins with none.
 
-    def _clear(self) -> None:
-        """End all servers, so that the next run begins with none."""
-        end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {_USERS}"
-        self._watcher.execute(end)
+        An adoption would otherwise deal with those of all the runs before.
+        """
+        for command in ("KILL", "RESUME"):
+            ask_console(self._keeper.port, f'{command} "{database}"')
         self._await_keeper("all servers", lambda: self._keeper.status().sessions.servers_held == 0)
 
 
+def _end(stage: Stage) -> None:
+    """End the clients that the script has left."""
+    for talker in stage.talkers:
+        if talker.socket.fileno() >= 0:
+            talker.finish()
+
+
 @contextlib.contextmanager
-def _noting(wrong: list[str]) -> Iterator[None]:
-    """Note what did not come to pass in time instead of raising it."""
+def _noting(wrong: list[str], before: str = "") -> Iterator[None]:
+    """Note what did not come to pass instead of raising it."""
     try:
         yield
-    except WaitTimeoutError as error:
-        wrong.append(str(error))
+    except (LostError, WaitTimeoutError) as error:
+        wrong.append(f"{before}{error}")
 
 
-def every(step: int = 1, start: int = 0) -> Iterator[tuple[Point, Point | None]]:
+_ONCE: tuple[None] = (None,)
+
+
+def spread(length: int, points: int) -> Plan:
+    """About so many points, all over a workload of `length` calls, entries and exits in turn."""
+    return every(max(1, 2 * length // points) | 1)
+
+
+def every(step: int = 1, start: int = 0) -> Plan:
     """Entry and exit of every system call, or each `step`-th of these points; without end."""
-    for number in itertools.count(start, step):
-        yield Point(number // 2 + 1, number % 2 == 1), None
+    return ((_point(number), _ONCE) for number in itertools.count(start, step))
 
 
-def between(step: int = 1, start: int = 0, reach: int = 3000) -> Iterator[tuple[Point, None]]:
+def between(step: int = 1, start: int = 0, reach: int = 3000) -> Plan:
     """Within each call's way to the next: up to `reach` instructions after it; without end."""
     for number in itertools.count(start, step):
-        yield Point(number + 1, at_exit=True, steps=1 + number * 7919 % reach), None
+        yield Point(number + 1, at_exit=True, steps=1 + number * 7919 % reach), _ONCE
 
 
-def twice(step: int = 1, start: int = 0, reach: int = 60) -> Iterator[tuple[Point, Point]]:
-    """As `every`, and once more at another of the first `reach` calls of the adoption."""
-    for number in itertools.count(start, step):
-        first = Point(number // 2 + 1, number % 2 == 1)
-        yield first, Point(1 + number * 13 % reach, number // 2 % 2 == 1)
+def twice(step: int = 1, start: int = 0, stride: int = 1) -> Plan:
+    """As `every`, and once more at each `stride`-th point of the adoption that follows.
+
+    Another one is the first of them each time, so that `stride` points of the workload see deaths
+    at all points of the adoption.
+    """
+    for turn, number in enumerate(itertools.count(start, step)):
+        yield _point(number), map(_point, itertools.count(turn % stride, stride))
+
+
+def _point(number: int) -> Point:
+    return Point(number // 2 + 1, number % 2 == 1)

@@ -6,12 +6,16 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import itertools
+import select
 import socket
 import struct
 import time
 from typing import TYPE_CHECKING
 
 from testbed.rawclient import frontend, text
+from testbed.waiting import wait_until
+from tests.sweep.syscall.unread import unread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +25,9 @@ _SSL_REQUEST = 80877103
 _CANCEL_REQUEST = 80877102
 _CLIENT_NONCE = b"sweepsweepsweepsweep"
 _CHUNK = 65536
+# A peer that has taken nothing for so long is taken to be stuck.
+_STUCK_S = 0.03
+_PATIENCE_S = 5.0
 
 
 class LostError(Exception):
@@ -28,6 +35,13 @@ class LostError(Exception):
 
     Never retried: the session was to survive.
     """
+
+
+def startup(user: str, database: str, parameters: Mapping[str, str] | None = None) -> bytes:
+    """A StartupMessage."""
+    options = {"user": user, "database": database, **(parameters or {})}
+    pairs = b"".join(text(name) + text(value) for name, value in options.items())
+    return frontend("", struct.pack("!i", _VERSION_3_0), pairs, b"\0")
 
 
 def query(statement: str) -> bytes:
@@ -52,6 +66,11 @@ def describe(name: str) -> bytes:
     return frontend("D", b"S", text(name))
 
 
+def copy_data(data: bytes) -> bytes:
+    """A CopyData message."""
+    return frontend("d", data)
+
+
 def execute(limit: int = 0) -> bytes:
     """An Execute message of the unnamed portal; `limit` rows at most, 0 for all."""
     return frontend("E", text(""), struct.pack("!i", limit))
@@ -64,6 +83,7 @@ def close_statement(name: str) -> bytes:
 
 SYNC = frontend("S")
 FLUSH = frontend("H")
+COPY_DONE = frontend("c")
 TERMINATE = frontend("X")
 
 
@@ -71,13 +91,19 @@ class Talker:
     """One client socket to the pooler; it never reconnects.
 
     `transcript` holds what was received, byte by byte, with the random parts of four messages
-    (cancel key, MD5 salt, the server's SCRAM nonce and signature) replaced by dots of the same
-    length. `receive_buffer` sets SO_RCVBUF, in bytes, before connecting. A read that brings
-    nothing for `timeout` seconds raises `LostError`.
+    (cancel key, MD5 salt, the server's SCRAM nonce and signature) and its own address replaced by
+    dots of the same length. `receive_buffer` and `send_buffer` set SO_RCVBUF and SO_SNDBUF, in
+    bytes, before connecting. A read that brings nothing for `timeout` seconds raises `LostError`.
     """
 
     def __init__(
-        self, name: str, port: int, *, receive_buffer: int | None = None, timeout: float = 5.0
+        self,
+        name: str,
+        port: int,
+        *,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
+        timeout: float = 5.0,
     ) -> None:
         self.name = name
         self.transcript = bytearray()
@@ -89,8 +115,12 @@ class Talker:
         self.socket.settimeout(timeout)
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if send_buffer is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.connect(self._address)
+        #: Our own address, as the pooler knows it.
+        self.address = "{}:{}".format(*self.socket.getsockname())
 
     def send(self, *data: bytes) -> None:
         """Send bytes in one piece. Raises `LostError`."""
@@ -98,6 +128,48 @@ class Talker:
             self.socket.sendall(b"".join(data))
         except OSError as error:
             raise LostError(f"{self.name}: sending: {error}") from None
+
+    def send_apart(self, data: bytes, *cuts: int) -> None:
+        """Send bytes in pieces that end at `cuts`, each when the pooler has read the last one.
+
+        Raises `LostError`, or `WaitTimeoutError` if it does not read.
+        """
+        for start, end in itertools.pairwise([0, *cuts, len(data)]):
+            self.send(data[start:end])
+            self.await_read()
+
+    def await_read(self) -> None:
+        """Return when the pooler has read all we sent. Raises as `send_apart`."""
+        try:
+            wait_until(lambda: not unread(self.socket), what="the pooler reads", poll_s=0.0005)
+        except OSError as error:
+            raise LostError(f"{self.name}: {error.strerror}") from None
+
+    def await_answer(self) -> None:
+        """Return when something has come that we have not read."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise LostError(f"{self.name}: {error.strerror}") from None
+
+    def stuff(self, data: bytes) -> bytes:
+        """Send without reading until the pooler takes no more; what is left."""
+        view = memoryview(data)
+        while view and select.select([], [self.socket], [], _STUCK_S)[1]:
+            view = view[self.socket.send(view, socket.MSG_DONTWAIT) :]
+        return bytes(view)
+
+    def pump(self, data: bytes) -> None:
+        """Send, reading what comes meanwhile: who answers may take no more until it is read."""
+        view = memoryview(data)
+        while view:
+            readable, writable, _ = select.select([self.socket], [self.socket], [], _PATIENCE_S)
+            if readable:
+                self._receive(_CHUNK)
+            if writable:
+                view = view[self.socket.send(view, socket.MSG_DONTWAIT) :]
+            if not readable and not writable:
+                raise LostError(f"{self.name}: nothing moves")
 
     def ask_for_tls(self) -> None:
         """SSLRequest, which the pooler is expected to refuse with one byte."""
@@ -115,10 +187,8 @@ class Talker:
         *,
         then: bytes = b"",
     ) -> None:
-        """Send the StartupMessage, and in the same segment what is to follow it."""
-        options = {"user": user, "database": database, **(parameters or {})}
-        pairs = b"".join(text(name) + text(value) for name, value in options.items())
-        self.send(frontend("", struct.pack("!i", _VERSION_3_0), pairs, b"\0") + then)
+        """Send the StartupMessage, and in the same segment what is `then` to follow it."""
+        self.send(startup(user, database, parameters), then)
 
     def log_in(
         self,
@@ -127,12 +197,20 @@ class Talker:
         secret: str = "",
         parameters: Mapping[str, str] | None = None,
     ) -> None:
-        """Everything up to the first ReadyForQuery; answers MD5 and SCRAM-SHA-256 requests."""
+        """Everything up to the first ReadyForQuery, or an error."""
         self.start_up(user, database, parameters)
+        self.finish_login(user, secret)
+
+    def finish_login(self, user: str, secret: str = "", *, then: bytes = b"") -> None:
+        """Answer what is asked for up to the first ReadyForQuery, or an error.
+
+        `then` goes out in the same piece as the last answer. Knows cleartext passwords, MD5 and
+        SCRAM-SHA-256.
+        """
         while True:
             kind, body = self.next_message()
             if kind == b"R":
-                self._authenticate(body, user, secret)
+                self._authenticate(body, user, secret, then)
             elif kind in (b"Z", b"E"):
                 return
 
@@ -165,15 +243,24 @@ class Talker:
         del self._buffer[:length]
         if message[:1] == b"K":
             self.key = message[5:]
-        self.transcript += _without_randomness(message)
+        self.transcript += _without_randomness(message).replace(
+            self.address.encode(), b"." * len(self.address)
+        )
         return message[:1], message[5:]
 
     def cancel(self) -> None:
         """A CancelRequest with our key on a connection of its own; returns when it is closed."""
-        with socket.create_connection(self._address, self.socket.gettimeout()) as other:
-            other.sendall(frontend("", struct.pack("!i", _CANCEL_REQUEST), self.key))
-            with contextlib.suppress(ConnectionResetError):
-                other.recv(1)
+        with self._ask_to_cancel() as other, contextlib.suppress(ConnectionResetError):
+            other.recv(1)
+
+    def send_cancel(self) -> None:
+        """As `cancel`, without waiting; the connection is closed by us."""
+        self._ask_to_cancel().close()
+
+    def _ask_to_cancel(self) -> socket.socket:
+        other = socket.create_connection(self._address, self.socket.gettimeout())
+        other.sendall(frontend("", struct.pack("!i", _CANCEL_REQUEST), self.key))
+        return other
 
     def finish(self, *, terminate: bool = True) -> None:
         """Say Terminate, or only shut our side, and read what still comes up to the end."""
@@ -198,6 +285,11 @@ class Talker:
         """Close without a word, as a client that crashed; what came before is compared."""
         self.socket.close()
 
+    def reset(self) -> None:
+        """Close with an RST; what came before is compared."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
     def _receive(self, size: int, pause: float = 0.0) -> None:
         if pause:
             time.sleep(pause)
@@ -211,18 +303,20 @@ class Talker:
             raise LostError(f"{self.name}: end")
         self._buffer += data
 
-    def _authenticate(self, body: bytes, user: str, secret: str) -> None:
+    def _authenticate(self, body: bytes, user: str, secret: str, then: bytes) -> None:
         (code,) = struct.unpack_from("!i", body)
-        if code == 5:
+        if code == 3:
+            self.send(frontend("p", text(secret)), then)
+        elif code == 5:
             inner = hashlib.md5((secret + user).encode()).hexdigest()
             outer = hashlib.md5(inner.encode() + body[4:8]).hexdigest()
-            self.send(frontend("p", text("md5" + outer)))
+            self.send(frontend("p", text("md5" + outer)), then)
         elif code == 10:
             first = b"n,,n=,r=" + _CLIENT_NONCE
             head = text("SCRAM-SHA-256") + struct.pack("!i", len(first))
             self.send(frontend("p", head, first))
         elif code == 11:
-            self.send(frontend("p", self._scram_proof(body[4:], secret)))
+            self.send(frontend("p", self._scram_proof(body[4:], secret)), then)
         elif code == 12:
             signature = base64.b64decode(body[4:].removeprefix(b"v="))
             if signature != self._scram:

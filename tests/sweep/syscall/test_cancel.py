@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from testbed.relay import Relay
+from tests.sweep.syscall.stage import Workload, act
 from tests.sweep.syscall.sweep import Sweep, every, twice
 from tests.sweep.syscall.talker import query
-from tests.sweep.syscall.workloads import Workload, act
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from testbed.postgres import Connection, Postgres
     from tests.sweep.syscall.bed import KeeperFactory
-    from tests.sweep.syscall.tracer import Point
-    from tests.sweep.syscall.workloads import Stage
+    from tests.sweep.syscall.stage import Stage
+    from tests.sweep.syscall.sweep import Plan
 
 _SLEEP = query("SELECT pg_sleep(5)")
 
@@ -45,12 +44,12 @@ def _cancels(stage: Stage, relay: Relay) -> None:
     [
         pytest.param(every(11), id="some points"),
         pytest.param(every(), id="every point", marks=[pytest.mark.slow]),
-        pytest.param(twice(2), id="the successor too", marks=[pytest.mark.slow]),
+        pytest.param(twice(11, stride=7), id="the successor too", marks=[pytest.mark.slow]),
     ],
 )
 @pytest.mark.timeout(1800)
 def test_a_cancel_request_passes_once(
-    plan: Iterable[tuple[Point, Point | None]],
+    plan: Plan,
     keeper_factory: KeeperFactory,
     sweep_postgres: Postgres,
     watcher: Connection,

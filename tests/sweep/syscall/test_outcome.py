@@ -6,9 +6,13 @@ import dataclasses
 
 import pytest
 
-from tests.sweep.syscall.outcome import Outcome, alarms, differences, server_log
+from tests.sweep.syscall.outcome import CONNECT_QUERY, Outcome, alarms, differences, server_log
 
-REFERENCE = Outcome({"a": b"one two", "b": b""}, ("x", "y"), ("LOG:  statement: SELECT 1",))
+REFERENCE = Outcome(
+    {"a": b"one two", "b": b""},
+    ("x", "y"),
+    (("LOG:  statement: SELECT 1",), ("LOG:  statement: SELECT 2",)),
+)
 
 
 def test_the_same_is_no_difference() -> None:
@@ -25,7 +29,11 @@ def test_the_same_is_no_difference() -> None:
         ({"acts": ("x",)}, "missing {'y': 1}"),
         ({"acts": ("x", "y", "y")}, "too much {'y': 1}"),
         ({"acts": ("y", "x")}, "another order"),
-        ({"logged": ()}, "missing {'LOG:  statement: SELECT 1': 1}"),
+        ({"logged": (("LOG:  statement: SELECT 2",),)}, "missing {'LOG:  statement: SELECT 1': 1}"),
+        (
+            {"logged": (("LOG:  statement: SELECT 2", "LOG:  statement: SELECT 1"),)},
+            "sessions of the server",
+        ),
         ({"wrong": ("2 incarnations followed",)}, "2 incarnations followed"),
     ],
 )
@@ -37,17 +45,26 @@ def test_every_change_is_a_difference(change: dict[str, object], said: str) -> N
 def test_the_servers_log_leaves_out_whom_we_do_not_ask_about() -> None:
     lines = [
         "2026-01-01 00:00:00.000 UTC [7] sweeper@postgres LOG:  statement: SELECT 2",
+        "2026-01-01 00:00:00.000 UTC [6] sweeper@postgres LOG:  statement: SELECT '127.0.0.1:9'",
         "2026-01-01 00:00:00.000 UTC [7] sweeper@postgres LOG:  execute PGBOUNCER_12: SELECT 1",
         "2026-01-01 00:00:00.000 UTC [8] postgres@postgres LOG:  statement: TRUNCATE acts",
         "2026-01-01 00:00:00.000 UTC [9] sweeper@postgres FATAL:  a login that came to nothing",
+        f"2026-01-01 00:00:00.000 UTC [5] sweeper@postgres LOG:  statement: {CONNECT_QUERY}",
         "2026-01-01 00:00:00.000 UTC [7] sweeper@postgres LOG:  could not send data to client",
     ]
     assert server_log("\n".join(lines)) == (
-        "LOG:  execute PGBOUNCER_n: SELECT 1",
-        "LOG:  statement: SELECT 2",
+        ("LOG:  statement: SELECT '127.0.0.1:n'",),
+        ("LOG:  statement: SELECT 2", "LOG:  execute PGBOUNCER_n: SELECT 1"),
     )
 
 
 def test_a_lost_session_is_an_alarm() -> None:
     line = "WARNING keeper: a client session could not go on: pgbouncer was restarted"
     assert alarms(f"LOG process up\n{line}\n") == [line]
+
+
+def test_a_lost_console_is_one_only_where_nobody_asked_at_the_console() -> None:
+    line = "WARNING keeper: a client session could not go on: pgbouncer was restarted"
+    other = f"{line} while data of this session was in flight"
+    assert alarms(f"{line}\n{other}", console=True) == [other]
+    assert alarms(line) == [line]

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.sweep.syscall.stage import AUTH_USER, LATE_USER, Workload, act
 from tests.sweep.syscall.sweep import Sweep, every
 from tests.sweep.syscall.talker import SYNC, bind, execute, parse, query
-from tests.sweep.syscall.workloads import AUTH_USER, LATE_USER, Workload, act
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from testbed.postgres import Connection, Postgres
     from tests.sweep.syscall.bed import KeeperFactory
-    from tests.sweep.syscall.tracer import Point
-    from tests.sweep.syscall.workloads import Stage
+    from tests.sweep.syscall.stage import Stage
+    from tests.sweep.syscall.sweep import Plan
 
 _WHO = "SELECT current_user || ' ' || session_user"
 
@@ -52,7 +51,7 @@ def _pipelined(stage: Stage) -> None:
 )
 @pytest.mark.timeout(1800)
 def test_it_runs_as_its_own_user(
-    plan: Iterable[tuple[Point, Point | None]],
+    plan: Plan,
     keeper_factory: KeeperFactory,
     sweep_postgres: Postgres,
     watcher: Connection,

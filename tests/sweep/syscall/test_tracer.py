@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from testbed.process import state
 from testbed.waiting import wait_until
 from tests.sweep.syscall.tracer import Point, Tracer
 
@@ -83,3 +84,26 @@ def test_without_a_point_it_counts_and_lets_go(
     _say(cat, b"three\n")
     assert _rest(cat) == b"three\n"
     assert cat.wait() == 0
+
+
+def test_nobody_follows_before_the_absence_is_over(
+    tracer_program: Path, cat: subprocess.Popen[bytes]
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as parent:
+        seen: list[str] = []
+
+        def absence() -> None:
+            wait_until(lambda: cat.poll() is not None, what="it is dead")
+            seen.append(state(parent.pid))
+
+        try:
+            with Tracer(
+                tracer_program, cat.pid, Point(2), parent=parent.pid, absence=absence
+            ) as tracer:
+                with contextlib.suppress(BrokenPipeError):
+                    _say(cat, b"two\n")
+                wait_until(lambda: bool(tracer.deaths and seen), what="it was called")
+                wait_until(lambda: state(parent.pid) == "S", what="the other goes on")
+        finally:
+            parent.kill()
+    assert seen == ["T"]

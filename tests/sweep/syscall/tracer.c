@@ -2,13 +2,18 @@
  * Kills a process at one exact point: at the entry or at the exit of its N-th
  * system call, or some machine instructions after it.
  *
- *   tracer PID N WHERE STEPS [PARENT N2 WHERE2]
+ *   tracer PID N WHERE STEPS [PARENT N2 WHERE2 HOLD]
  *
  * WHERE is "entry" (the call is not made) or "exit" (it was made, and nothing
- * after it); STEPS instructions are stepped beyond.  N = 0 only counts.  With
- * PARENT, the next process of the same name that PARENT starts is killed too,
- * at its N2-th system call counted from its first recvmsg(): that is where a
- * successor begins to hear from the hanger.
+ * after it); STEPS instructions are stepped beyond.  N = 0 only counts.
+ *
+ * PARENT is who starts the successor.  With N2 the next process of the same
+ * name that it starts is killed too, at its N2-th system call counted from its
+ * first recvmsg(): that is where a successor begins to hear from the hanger.
+ * It is let go when it waits for events the second time after it said READY,
+ * with the adoption and the first round of its loop behind it.  With HOLD = 1 PARENT is stopped
+ * (SIGSTOP) before each kill, so that nobody serves until somebody sends it
+ * SIGCONT.
  *
  * Lines on stdout:
  *
@@ -17,6 +22,8 @@
  *                                    SIGKILL was sent and it is dead; LINK is
  *                                    what descriptor ARG0 was, RESULT is 0 at
  *                                    an entry
+ *   adopted N                        the successor is let go, N calls after its
+ *                                    first recvmsg()
  *   ended PID STATUS                 it died by itself
  *   count N                          last line, after the end of stdin
  *
@@ -33,8 +40,12 @@
 #include <unistd.h>
 #include <sys/ptrace.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
+
+#include "keeper/control.h"
 
 struct Point {
 	unsigned long call;
@@ -52,9 +63,12 @@ static struct {
 	long long result;
 } call;
 
-/* whose next child is to die as well */
+/* who starts the successor, which is to die as well */
 static pid_t parent;
+static bool hold;
 static struct Point second;
+static bool is_successor, is_ready;
+static int waits;
 static char name[32];
 
 static void fail(const char *what)
@@ -94,6 +108,8 @@ static void kill_it(void)
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", tracee, (int)call.args[0]);
 	len = readlink(path, link, sizeof(link) - 1);
 	link[len > 0 ? len : 0] = 0;
+	if (hold && kill(parent, SIGSTOP) < 0)
+		fail("SIGSTOP");
 	if (kill(tracee, SIGKILL) < 0)
 		fail("kill");
 	do {
@@ -106,8 +122,48 @@ static void kill_it(void)
 	tracee = 0;
 	point = second;
 	second.call = 0;
+	if (!point.call)
+		return;
 	counting = false;
 	count = 0;
+}
+
+/* a successor in its loop is another process among many: no more kills */
+static void let_go(void)
+{
+	printf("adopted %lu\n", count);
+	fflush(stdout);
+	point.call = 0;
+	counting = false;
+}
+
+static bool copy_from(void *to, const void *from, size_t size)
+{
+	struct iovec here = { to, size }, there = { (void *)from, size };
+
+	return process_vm_readv(tracee, &here, 1, &there, 1, 0) == (ssize_t)size;
+}
+
+/* is it telling the hanger that it has adopted everything? */
+static bool says_ready(void)
+{
+	struct msghdr msg;
+	struct iovec iov;
+	struct KeeperMessage head;
+
+	return call.nr == SYS_sendmsg && copy_from(&msg, (void *)call.args[1], sizeof(msg)) && msg.msg_iovlen
+	       && copy_from(&iov, msg.msg_iov, sizeof(iov)) && iov.iov_len == sizeof(head)
+	       && copy_from(&head, iov.iov_base, sizeof(head)) && head.magic == KEEPER_CONTROL_MAGIC
+	       && head.type == KEEPER_MSG_READY;
+}
+
+static bool waits_for_events(unsigned long long nr)
+{
+#ifdef SYS_epoll_wait
+	if (nr == SYS_epoll_wait)
+		return true;
+#endif
+	return nr == SYS_epoll_pwait;
 }
 
 /* one stop of the tracee at a system call: is this the point? */
@@ -126,7 +182,12 @@ static void at_system_call(void)
 		call.nr = info.entry.nr;
 		memcpy(call.args, info.entry.args, sizeof(call.args));
 		call.result = 0;
-		counting = counting || call.nr == SYS_recvmsg;
+		if (is_successor && point.call) {
+			counting = counting || call.nr == SYS_recvmsg;
+			is_ready = is_ready || says_ready();
+			if (is_ready && waits_for_events(call.nr) && ++waits == 2)
+				let_go();
+		}
 		count += counting;
 	} else if (at_exit) {
 		call.result = info.exit.rval;
@@ -173,6 +234,9 @@ static void other_stopped(pid_t pid, int status)
 		read_name(pid, new_name, sizeof(new_name));
 		if (strcmp(new_name, name) == 0) {
 			tracee = pid;
+			is_successor = true;
+			is_ready = false;
+			waits = 0;
 			/* its threads must not be ours: a death is complete only when all are reaped */
 			if (ptrace(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESYSGOOD) < 0 && errno != ESRCH)
 				fail("PTRACE_SETOPTIONS");
@@ -180,7 +244,10 @@ static void other_stopped(pid_t pid, int status)
 			return;
 		}
 	}
-	resume(PTRACE_CONT, pid, event ? 0 : WSTOPSIG(status));
+	if (event == PTRACE_EVENT_STOP && WSTOPSIG(status) != SIGTRAP)
+		resume(PTRACE_LISTEN, pid, 0);	/* stopped until its SIGCONT */
+	else
+		resume(PTRACE_CONT, pid, event ? 0 : WSTOPSIG(status));
 }
 
 static void take_news(void)
@@ -221,8 +288,8 @@ int main(int argc, char **argv)
 	struct signalfd_siginfo ignored;
 	sigset_t set;
 
-	if (argc != 5 && argc != 8) {
-		fprintf(stderr, "usage: tracer PID N entry|exit STEPS [PARENT N entry|exit]\n");
+	if (argc != 5 && argc != 9) {
+		fprintf(stderr, "usage: tracer PID N entry|exit STEPS [PARENT N entry|exit HOLD]\n");
 		return 2;
 	}
 	tracee = atoi(argv[1]);
@@ -237,10 +304,12 @@ int main(int argc, char **argv)
 	if (ready[1].fd < 0)
 		fail("signalfd");
 
-	if (argc == 8) {
+	if (argc == 9) {
 		parent = atoi(argv[5]);
 		second = parse_point(argv + 6);
-		seize(parent, PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC);
+		hold = atoi(argv[8]) == 1;
+		if (second.call)
+			seize(parent, PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC);
 	}
 	seize(tracee, PTRACE_O_TRACESYSGOOD);
 	if (ptrace(PTRACE_INTERRUPT, tracee, 0, 0) < 0)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
 import re
+import signal
 import subprocess
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +16,12 @@ from typing import TYPE_CHECKING
 from testbed.errors import ProcessFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 _SOURCE = Path(__file__).with_name("tracer.c")
+# It knows the messages to the hanger.
+_PATCHES = Path(__file__).parents[3] / "patches"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,7 +61,7 @@ def build_tracer(folder: Path) -> Path:
     """Compile the tracer into `folder`; its path. Raises `ProcessFailedError`."""
     program = folder / "tracer"
     done = subprocess.run(
-        ["cc", "-O1", "-Wall", "-Wextra", "-o", program, _SOURCE],
+        ["cc", "-O1", "-Wall", "-Wextra", "-I", _PATCHES, "-o", program, _SOURCE],
         check=False,
         capture_output=True,
         text=True,
@@ -68,7 +75,9 @@ class Tracer:
     """The tracer at work on `pid`, as a context manager; the process goes on untraced at its end.
 
     With `point` None it only counts. With `parent` and `second`, the successor that `parent`
-    starts is killed at that point of its adoption.
+    starts is killed at that point of its adoption; `adopted` is the number of its calls if it got
+    away. With `parent` and `absence`, no successor is started after a death before `absence` has
+    returned; it is called by a thread of ours.
     """
 
     def __init__(
@@ -79,27 +88,33 @@ class Tracer:
         *,
         parent: int = 0,
         second: Point | None = None,
+        absence: Callable[[], None] | None = None,
     ) -> None:
         self._argv = [str(program), str(pid), *_words(point), str(point.steps if point else 0)]
-        if second is not None:
-            self._argv += [str(parent), *_words(second)]
+        if parent:
+            hold = "0" if absence is None else "1"
+            self._argv += [str(parent), *_words(second), hold]
+        self._parent = parent
+        self._absence = absence
         self.deaths: list[Death] = []
         self.ended: list[int] = []
         self.count = 0
+        self.adopted: int | None = None
 
     def __enter__(self) -> Tracer:
-        # Unbuffered: what follows the first line is read by communicate(), which knows no buffer.
         self._process = subprocess.Popen(
             self._argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            bufsize=0,
+            text=True,
         )
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != b"ready\n":
+        if self._process.stdout.readline() != "ready\n":
             _, errors = self._process.communicate()
-            raise ProcessFailedError("tracer", "cannot attach", errors.decode())
+            raise ProcessFailedError("tracer", "cannot attach", errors)
+        self._reader = threading.Thread(target=self._read, name="tracer")
+        self._reader.start()
         return self
 
     def __exit__(
@@ -114,18 +129,40 @@ class Tracer:
         """Let everything go on untraced and read the news. Raises `ProcessFailedError`."""
         if self._process.returncode is not None:
             return
-        output, errors = self._process.communicate()
-        if self._process.returncode:
-            code = self._process.returncode
-            raise ProcessFailedError("tracer", f"exit code {code}", errors.decode())
-        for line in output.decode().splitlines():
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._process.stdin.close()
+        self._reader.join()
+        with self._process.stdout, self._process.stderr as stderr:
+            errors = stderr.read()
+            code = self._process.wait()
+        if code:
+            raise ProcessFailedError("tracer", f"exit code {code}", errors)
+
+    def _read(self) -> None:
+        """Take what the tracer says, up to its end."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             word, *rest = line.split(maxsplit=9)
             if word == "killed":
                 self.deaths.append(_death(rest))
+                self._nobody_serves()
             elif word == "ended":
                 self.ended.append(int(rest[0]))
+            elif word == "adopted":
+                self.adopted = int(rest[0])
             elif word == "count":
                 self.count = int(rest[0])
+
+    def _nobody_serves(self) -> None:
+        if self._absence is None:
+            return
+        try:
+            self._absence()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._parent, signal.SIGCONT)
 
 
 def _words(point: Point | None) -> tuple[str, str]:
@@ -142,7 +179,7 @@ def _death(words: list[str]) -> Death:
         syscall=_names().get(int(number), number),
         arguments=(first, f"0x{second}", f"0x{third}"),
         result=int(result),
-        link=link,
+        link=link.strip(),
     )
 
 

@@ -194,8 +194,10 @@ def test_the_other_records_are_read_and_keep_secrets(builder: LedgerBuilder) -> 
         cred_kind=2, has_scram_keys=1, client_key=b"SECRET" * 5, server_key=b"SECRET" * 5
     ) + b"".join(counted(text) for text in ("bob", "shop", "SECRET"))
     facts = layouts.GLOBAL_RECORD.build(
-        mock_nonce=b"SECRET", n_vars=2, n_settings=1, pause_mode=1, peer_id=3
-    ) + b"".join(counted(text) for text in ("client_encoding", "TimeZone", "auth_query", "SECRET"))
+        mock_nonce=b"SECRET", n_vars=2, n_settings=1, pause_mode=1, peer_id=3, n_databases=1
+    )
+    texts = ("client_encoding", "TimeZone", "auth_query", "SECRET", "shop", "paused disabled")
+    facts += b"".join(map(counted, texts))
     for slot, kind, payload in (
         (1, Kind.POOL, pool_record(stats=tuple(range(11)), welcome_ready=1)),
         (2, Kind.USER, user),
@@ -212,6 +214,7 @@ def test_the_other_records_are_read_and_keep_secrets(builder: LedgerBuilder) -> 
     assert isinstance(global_record, GlobalRecord)
     assert global_record.variables == ("client_encoding", "TimeZone")
     assert global_record.settings == (("auth_query", "SECRET"),)
+    assert global_record.databases == (("shop", "paused disabled"),)
     assert "SECRET" not in repr((pool, user_record, global_record))
 
 

@@ -1,0 +1,215 @@
+"""What a workload is, and what its script may use while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from testbed.waiting import wait_until
+from tests.sweep.syscall.console import ask_console
+from tests.sweep.syscall.talker import LostError, Talker, query
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from testbed.keeper import Keeper
+    from testbed.postgres import Connection
+
+USER = "sweeper"
+MD5_USER = "sweeper_md5"
+SCRAM_USER = "sweeper_scram"
+PLAIN_USER = "sweeper_plain"
+QUERY_USER = "sweeper_query"
+# Known to auth_query alone, and trusted.
+LATE_USER = "sweeper_late"
+AUTH_USER = "sweeper_auth"
+SECRET = "wellknown"
+
+PATIENCE_S = 5.0
+
+
+class Stage:
+    """What a script may use: clients of one pooler and one database, finished at its end.
+
+    `watcher` is a session straight to the server; what went wrong in another thread than the
+    script's is found in `failures`.
+    """
+
+    def __init__(self, keeper: Keeper, watcher: Connection, database: str) -> None:
+        self.port = keeper.port
+        self.database = database
+        self.talkers: list[Talker] = []
+        self.failures: list[str] = []
+        self._keeper = keeper
+        self._watcher = watcher
+        self._happening: _Happening | None = None
+
+    # clients
+
+    def talker(
+        self, name: str, *, receive_buffer: int | None = None, send_buffer: int | None = None
+    ) -> Talker:
+        """A connected client that has said nothing yet."""
+        talker = Talker(name, self.port, receive_buffer=receive_buffer, send_buffer=send_buffer)
+        self.talkers.append(talker)
+        return talker
+
+    def client(self, name: str, user: str = USER, **parameters: str) -> Talker:
+        """A client that is logged in."""
+        talker = self.talker(name)
+        talker.log_in(user, self.database, SECRET, parameters)
+        return talker
+
+    # what happens while nobody serves
+
+    @contextlib.contextmanager
+    def while_nobody_serves(self, happens: Callable[[], None]) -> Iterator[None]:
+        """Call `happens` once: after a death within the block and before anybody adopts.
+
+        Without such a death it is called at the end of the block, as if it had happened a moment
+        later. It may be called by another thread than the script's. Only workloads with
+        `absences` are held back after a death.
+        """
+        happening = _Happening(happens)
+        self._happening = happening
+        yield
+        self._happening = None
+        happening.take_place()
+
+    def nobody_serves(self) -> None:
+        """Called after each death; what waits for it happens, and has happened on return."""
+        happening = self._happening
+        if happening is None:
+            return
+        try:
+            happening.take_place()
+        except (LostError, OSError) as error:
+            self.failures.append(f"while nobody served: {error}")
+
+    # beyond the pooler
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """Run a statement straight on the server, as another user; its rows."""
+        cursor = self._watcher.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+    def await_sql(self, statement: str, what: str) -> None:
+        """Return as soon as a query straight to the server gives true."""
+        wait_until(lambda: self.sql(statement) == [(True,)], what=what, seconds=PATIENCE_S)
+
+    def await_sleep(self) -> None:
+        """Return as soon as a server is in pg_sleep()."""
+        self.await_sql(f"SELECT count(*) > 0 {_SERVERS} AND wait_event = 'PgSleep'", "one sleeps")
+
+    def await_lock(self) -> None:
+        """Return as soon as a server waits for a lock."""
+        self.await_sql(f"SELECT count(*) > 0 {_SERVERS} AND wait_event_type = 'Lock'", "one waits")
+
+    def await_copied(self) -> None:
+        """Return as soon as a server has taken rows in a COPY and waits for more."""
+        self.await_sql(
+            f"SELECT count(*) > 0 {_SERVERS} AND wait_event = 'ClientRead' AND pid IN"
+            " (SELECT pid FROM pg_stat_progress_copy WHERE bytes_processed > 0)",
+            "one copies",
+        )
+
+    def end_server(self, name: str) -> None:
+        """Terminate the server whose last client had this application_name; it is gone then."""
+        theirs = f"{_SERVERS} AND application_name = '{name}'"
+        rows = self.sql(f"SELECT pg_terminate_backend(pid) {theirs}")
+        if rows != [(True,)]:
+            raise LostError(f"{len(rows)} servers of {name}")
+        self.await_sql(f"SELECT count(*) = 0 {theirs}", f"the server of {name} has gone")
+
+    def await_servers(self, count: int) -> None:
+        """Return as soon as the hanger holds so many servers."""
+        self._await_hanger(f"{count} servers", lambda: self._held()[1] == count)
+
+    def await_clients(self, count: int) -> None:
+        """Return as soon as the hanger holds so many clients."""
+        self._await_hanger(f"{count} clients", lambda: self._held()[0] == count)
+
+    def await_server_state(self, state: str) -> None:
+        """Return as soon as there is one server, in this of PgBouncer's states."""
+
+        def reached() -> bool:
+            states = [s.state for s in self._keeper.sessions() if s.kind == "server"]
+            return states == [state]
+
+        self._await_hanger(f"one server, {state}", reached)
+
+    def console(self, command: str) -> list[tuple[str | None, ...]]:
+        """Run a console command; its rows.
+
+        A console session does not outlive pgbouncer: a command whose answer was lost is given
+        again, so it must be one that may be given twice.
+        """
+        return ask_console(self.port, command)
+
+    def _held(self) -> tuple[int, int]:
+        sessions = self._keeper.status().sessions
+        return sessions.clients_held, sessions.servers_held
+
+    def _await_hanger(self, what: str, condition: Callable[[], bool]) -> None:
+        wait_until(condition, what=f"the hanger holds {what}", seconds=PATIENCE_S)
+
+
+_SERVERS = "FROM pg_stat_activity WHERE usename LIKE 'sweeper%'"
+
+
+class _Happening:
+    """Something that takes place once, whoever of two threads comes first."""
+
+    def __init__(self, what: Callable[[], None]) -> None:
+        self._what = what
+        self._lock = threading.Lock()
+        self._past = False
+
+    def take_place(self) -> None:
+        """Returns when it has taken place."""
+        with self._lock:
+            if not self._past:
+                self._past = True
+                self._what()
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A script, and what it needs.
+
+    `pool` are options of the ini's database, `settings` of [pgbouncer]. Before the kills begin
+    `warm` runs and ends, for a pool with servers (it is new otherwise); then `opening`, whose
+    clients are those of the script. With `absences` a death is followed by a time in which
+    something may happen; with `console` the loss of a console session is no loss.
+    """
+
+    name: str
+    script: Callable[[Stage], None]
+    pool: str = ""
+    settings: Mapping[str, str | int] = field(default_factory=dict)
+    warm: Callable[[Stage], None] | None = None
+    opening: Callable[[Stage], None] | None = None
+    absences: bool = False
+    console: bool = False
+
+
+def act(tag: str) -> str:
+    """A statement that leaves a row behind."""
+    return f"INSERT INTO acts(tag) VALUES ('{tag}')"
+
+
+def one_server(stage: Stage) -> None:
+    """For `warm`: a server stands ready."""
+    stage.client("warm").ask(query("SELECT 1"))
+
+
+def cast(*names: str, named: bool = False) -> Callable[[Stage], None]:
+    """For `opening`: clients of these names log in; `named` tells the server their names too."""
+
+    def opening(stage: Stage) -> None:
+        for name in names:
+            stage.client(name, **({"application_name": name} if named else {}))
+
+    return opening

@@ -1,0 +1,77 @@
+"""Logins of every kind, right and wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.sweep.syscall.stage import (
+    MD5_USER,
+    PLAIN_USER,
+    QUERY_USER,
+    SCRAM_USER,
+    SECRET,
+    USER,
+    Workload,
+    act,
+)
+from tests.sweep.syscall.talker import query
+
+if TYPE_CHECKING:
+    from tests.sweep.syscall.stage import Stage
+
+
+def _logins(stage: Stage) -> None:
+    for user in (USER, MD5_USER, SCRAM_USER, QUERY_USER):
+        talker = stage.talker(user)
+        talker.ask_for_tls()
+        talker.log_in(user, stage.database, SECRET, {"application_name": user})
+        talker.ask(query(act(user)))
+    for user in (MD5_USER, SCRAM_USER, QUERY_USER, "sweeper_nobody"):
+        talker = stage.talker(f"{user} is wrong")
+        talker.log_in(user, stage.database, "guessed")
+        talker.finish(terminate=False)
+    # Pools exist and users are known by now.
+    for user in (SCRAM_USER, QUERY_USER):
+        stage.client(f"{user} again", user).ask(query(act(user)))
+
+
+def _plain_logins(stage: Stage) -> None:
+    """Cleartext passwords, right and wrong, in pieces and not at all."""
+    stage.client("a", PLAIN_USER).ask(query(act("plain")))
+    wrong = stage.talker("wrong")
+    wrong.log_in(PLAIN_USER, stage.database, "guessed")
+    wrong.drain()
+    gone = stage.talker("gone")
+    gone.start_up(PLAIN_USER, stage.database)
+    gone.until(b"R")
+    gone.reset()
+    stage.client("a again", PLAIN_USER).ask(query(act("again")))
+
+
+def _eager_logins(stage: Stage) -> None:
+    """The first statement comes in one piece with the last message of the login."""
+    for user in (USER, PLAIN_USER, MD5_USER, SCRAM_USER, QUERY_USER, QUERY_USER, SCRAM_USER):
+        talker = stage.talker(f"{user} {len(stage.talkers)}")
+        first = query(f"INSERT INTO acts(tag) VALUES ('{user} ' || current_user)")
+        if user == USER:
+            talker.start_up(user, stage.database, then=first)
+            talker.ready()
+        else:
+            talker.start_up(user, stage.database)
+            talker.finish_login(user, SECRET, then=first)
+        talker.ready()
+    # Nothing of what follows a wrong password is done.
+    for user in (PLAIN_USER, MD5_USER, SCRAM_USER, QUERY_USER):
+        talker = stage.talker(f"{user} is wrong")
+        talker.start_up(user, stage.database)
+        talker.finish_login(user, "guessed", then=query(act("never")))
+        talker.drain()
+
+
+_BY_RULE = {"auth_type": "hba"}
+
+WORKLOADS = (
+    Workload("logins", _logins, settings=_BY_RULE),
+    Workload("plain-logins", _plain_logins, settings=_BY_RULE),
+    Workload("eager-logins", _eager_logins, settings=_BY_RULE),
+)
