@@ -156,7 +156,7 @@ class Talker:
         """Send without reading until the pooler takes no more; what is left."""
         view = memoryview(data)
         while view and select.select([], [self.socket], [], _STUCK_S)[1]:
-            view = view[self.socket.send(view, socket.MSG_DONTWAIT) :]
+            view = view[self._send_some(view) :]
         return bytes(view)
 
     def pump(self, data: bytes) -> None:
@@ -167,9 +167,17 @@ class Talker:
             if readable:
                 self._receive(_CHUNK)
             if writable:
-                view = view[self.socket.send(view, socket.MSG_DONTWAIT) :]
+                view = view[self._send_some(view) :]
             if not readable and not writable:
                 raise LostError(f"{self.name}: nothing moves")
+
+    def _send_some(self, data: memoryview) -> int:
+        try:
+            return self.socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise LostError(f"{self.name}: sending: {error}") from None
 
     def ask_for_tls(self) -> None:
         """SSLRequest, which the pooler is expected to refuse with one byte."""

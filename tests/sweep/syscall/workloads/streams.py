@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from testbed.rawclient import frontend
-from tests.sweep.syscall.stage import USER, Workload, act, one_server
+from tests.sweep.syscall.stage import MD5_USER, USER, Workload, act, one_server
 from tests.sweep.syscall.talker import (
     COPY_DONE,
     SYNC,
@@ -62,7 +62,7 @@ def _copy(stage: Stage) -> None:
 
 def _tiny_reader(stage: Stage) -> None:
     stage.talker("a", receive_buffer=4096).log_in(USER, stage.database)
-    stage.client("b").ask(query("SELECT 1"))
+    stage.client("b", MD5_USER).ask(query("SELECT 'a server of its own'"))
 
 
 def _one_row(stage: Stage) -> None:
@@ -79,7 +79,7 @@ def _one_row(stage: Stage) -> None:
 
 def _pushers(stage: Stage) -> None:
     stage.talker("a", send_buffer=8192, receive_buffer=8192).log_in(USER, stage.database)
-    stage.client("b").ask(query("SELECT 1"))
+    stage.client("b", MD5_USER).ask(query("SELECT 'a server of its own'"))
 
 
 def _deaf_server(stage: Stage) -> None:
@@ -103,10 +103,10 @@ def _both_full(stage: Stage) -> None:
     a, b = stage.talkers
     a.ask(parse("s", "SELECT $1 || 'answer'"), SYNC)
     batch = b"".join(bind("s", str(n % 10) * 99999) + execute() for n in range(60))
-    left = a.stuff(parse("", act("first")) + bind("") + execute() + SYNC + batch + SYNC)
+    left = a.stuff(batch + SYNC)
     b.ask(query(act("while all is full")))
     a.pump(left)
-    a.ready(2)
+    a.ready()
     a.ask(query(act("read")))
 
 
