@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.sweep.syscall.stage import Workload, act
 from tests.sweep.syscall.talker import SYNC, bind, close_statement, execute, parse, query
-from tests.sweep.syscall.workloads import Workload, act
 
 if TYPE_CHECKING:
-    from tests.sweep.syscall.workloads import Stage
+    from tests.sweep.syscall.stage import Stage
 
 _INSERT = "INSERT INTO acts(tag) VALUES ($1)"
 # PgBouncer's pkt_buf as it comes.
