@@ -87,7 +87,8 @@ def test_some_points(workload: Workload, run_sweep: RunSweep) -> None:
     points = _FEW_POINTS if workload.name in _SLOW else _POINTS
     report = run_sweep(workload, lambda length: spread(length, points))
     assert not report.differences, report
-    assert report.points >= points // 2
+    # What came in several reads when it was rehearsed may come in one: a run is shorter then.
+    assert report.points >= points // 4
 
 
 @pytest.mark.parametrize(

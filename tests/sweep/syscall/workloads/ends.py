@@ -54,8 +54,9 @@ def _ends(stage: Stage) -> None:
 def _cancel(stage: Stage) -> None:
     a, b = stage.client("a"), stage.client("b")
     a.send(query("SELECT pg_sleep(2)"))
-    b.ask(query(act("meanwhile")))
+    # Only then is the server taken that b would get.
     stage.await_sleep()
+    b.ask(query(act("meanwhile")))
     a.cancel()
     a.ready()
     a.ask(query(act("after")))
