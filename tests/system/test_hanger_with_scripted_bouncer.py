@@ -25,6 +25,7 @@ from pgkeeper.handoff.execute import HandoffFailedError
 from pgkeeper.hanger.service import Service
 from pgkeeper.hanger.settings import Patience, Settings
 from pgkeeper.states import ServiceState
+from protocol.ledger import FORMAT_VERSION
 from tests.system.scripted import ScriptedHanger, alive, wait_until
 from tests.unit.hanger.until import until
 
@@ -327,8 +328,8 @@ def test_another_format_is_refused_and_the_ledger_stays(hanger: ScriptedHanger) 
     hanger.script(format=1)
     os.kill(pid, signal.SIGKILL)
     hanger.wait_logged("hello-refused")
-    assert "pgbouncer has ledger format 2" in hanger.logged()
-    assert "this pgkeeper has format 1" in hanger.logged()
+    assert f"pgbouncer has ledger format {FORMAT_VERSION + 1}" in hanger.logged()
+    assert f"this pgkeeper has format {FORMAT_VERSION}" in hanger.logged()
     client.say("patience")
     hanger.script()
     assert client.hear() == "echo patience"
