@@ -236,7 +236,6 @@ static void go_on(PgSocket **list, unsigned n)
 	free(slot);
 }
 
-/* how much of its last words is out already */
 /*
  * Everything, in order.
  */

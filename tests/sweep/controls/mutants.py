@@ -67,8 +67,8 @@ class Mutants:
         executable = tree / "pgbouncer"
         # A finished build has put it beside its tree.
         executable.unlink()
-        for change in changes:
-            apply(change, tree)
+        for name, text in changed(tree, changes).items():
+            (tree / name).write_text(text)
         # The tree was configured elsewhere, and says so.
         where = (f"abs_top_srcdir={tree}", f"abs_top_builddir={tree}")
         done = subprocess.run(
@@ -87,10 +87,12 @@ class Mutants:
         return binary
 
 
-def apply(change: Change, tree: Path) -> None:
-    """Write the changed file. Raises `StaleChangeError`."""
-    path = tree / change.file
-    text = path.read_text()
-    if (count := text.count(change.found)) != 1:
-        raise StaleChangeError(change, count)
-    path.write_text(text.replace(change.found, change.instead))
+def changed(tree: Path, changes: Iterable[Change]) -> dict[str, str]:
+    """The new text of each file that the changes touch. Raises `StaleChangeError`."""
+    texts: dict[str, str] = {}
+    for change in changes:
+        text = texts.get(change.file) or (tree / change.file).read_text()
+        if (count := text.count(change.found)) != 1:
+            raise StaleChangeError(change, count)
+        texts[change.file] = text.replace(change.found, change.instead)
+    return texts

@@ -1,0 +1,251 @@
+"""Rules of the writer, each broken on purpose: ahead of every act, and nothing reused too early."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from tests.sweep.controls.mutants import Change
+from tests.sweep.controls.rule import KEEPER, Broken, Hunt
+from tests.sweep.controls.workloads import workload
+from tests.sweep.syscall.sweep import between, every
+
+_ACTS = f"{KEEPER}/acts.c"
+_COPY = f"{KEEPER}/copy.c"
+_HOOKED = f"{KEEPER}/keeper.c"
+_LOOP = f"{KEEPER}/loop.c"
+_RECORD = f"{KEEPER}/record.c"
+_STORE = f"{KEEPER}/store.c"
+
+_SEND = "keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);"
+_OUTBOX = "keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
+_NOTE = "noted = keeper_store_note_read("
+_NOTE_LATE = (
+    "keeper_store_note_read(&keeper_store, slot, l->token, l->rx,"
+    " keeper_store_iobuf_of(&keeper_store, io), (uint8_t *)dst - io->buf);"
+)
+_PLACES = "copy->rx != rx || !(appends || starts)"
+_MARKS_BEFORE = Change(
+    _HOOKED,
+    "keeper_mark(sk);\n\tkeeper_mark(sk->link);\n\tif (event == SBUF_EV_FLUSH",
+    "if (event == SBUF_EV_FLUSH",
+)
+_MARKS_AFTER = Change("src/sbuf.c", "keeper_after_proto(sbuf);")
+
+RULES = (
+    Broken(
+        "immediate sends bypass the outbox",
+        (
+            Change(_ACTS, "if (keeper_outbox_append(slot, data, len))", "if (false)"),
+            Change(_ACTS, "keeper_local[slot].bypass = !source;"),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "an answer leaves before the packet that caused it is consumed: it is made again",
+    ),
+    Broken(
+        "a send is committed after it",
+        (
+            Change(_ACTS, _SEND),
+            Change(
+                _ACTS,
+                "keeper_local[slot].bypass = false;",
+                f"keeper_local[slot].bypass = false; {_SEND}",
+            ),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "bytes are out that no committed state speaks of: they are sent twice",
+    ),
+    Broken(
+        "an outbox is committed after it was sent",
+        (
+            Change(_ACTS, _OUTBOX),
+            Change(_ACTS, "l->outbox_done += res;", f"l->outbox_done += res, {_OUTBOX}"),
+        ),
+        Hunt(workload("contention"), partial(every, 3)),
+        "the kernel has more of a stream than any committed state announced",
+    ),
+    Broken(
+        "a recv is neither noted nor committed",
+        (Change(_ACTS, _NOTE, f"noted = true || {_NOTE[8:]}"),),
+        Hunt(workload("simple"), partial(every, 3)),
+        "nobody knows where the bytes went that left the kernel",
+    ),
+    Broken(
+        "a recv is noted after it",
+        (
+            Change(_ACTS, _NOTE, f"noted = true || {_NOTE[8:]}"),
+            Change(_ACTS, "l->rx += res;", f"{_NOTE_LATE} l->rx += res;"),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "as without a note, if the kill comes in between",
+    ),
+    Broken(
+        "a recv that cannot be noted is not committed",
+        (Change(_ACTS, "if (!noted)", "if (!noted && keeper_store.n_reads < KEEPER_READS)"),),
+        Hunt(workload("halves"), partial(every, 2, 700), slow=True),
+        "there are so many notes between two commits, and no more",
+    ),
+    Broken(
+        "a note where the recv does not append",
+        (Change(_STORE, _PLACES, "copy->rx != rx"),),
+        Hunt(workload("bursts"), partial(every, 3, 60)),
+        "committed bytes and noted ones lie at two places: only one of them can be told",
+    ),
+    Broken(
+        "a note in spite of reads since the commit",
+        (Change(_STORE, "copy->rx != rx ||"),),
+        Hunt(workload("statements"), partial(every, 3, 120)),
+        "an earlier note of the same socket is forgotten with its bytes",
+    ),
+    Broken(
+        "stream bytes overtake the outbox",
+        (Change(_ACTS, "if (!keeper_outbox_flush(slot)) {", "if (false) {"),),
+        Hunt(workload("answers")),
+        "a result arrives before the answers that PgBouncer gave earlier",
+    ),
+    Broken(
+        "a socket is closed before its outbox is empty",
+        (
+            Change(
+                _LOOP,
+                "if (!keeper_outbox_flush(slot)) {",
+                "if (l->kind != KEEPER_CLOSING && !keeper_outbox_flush(slot)) {",
+            ),
+        ),
+        Hunt(workload("session")),
+        "the last words, an error or a Terminate, are never said",
+    ),
+    Broken(
+        "a close is not committed before it",
+        (Change(_LOOP, "keeper_commit(KEEPER_ACT_CLOSE, closing[0], 0);"),),
+        Hunt(workload("session"), partial(every, 3), slow=True),
+        "who was shut down would be thought alive",
+        covered_by="the successor closes again, for the same reason; with nothing to be said the"
+        " peer cannot tell, and what was to be said was committed with the outbox",
+    ),
+    Broken(
+        "IOBufs are handed out again before the commit",
+        (
+            Change(
+                _STORE,
+                "store->freed_iobuf[store->n_freed_iobuf++] = number;",
+                "store->free_iobuf[store->n_free_iobuf++] = number;",
+            ),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "the bytes of one socket are written over those that another's true copy still names",
+    ),
+    Broken(
+        "blobs are handed out again before the commit",
+        (
+            Change(
+                _STORE,
+                "store->freed_blob[store->n_freed_blob++] = unit;",
+                "release_block(store, unit, order_for(keeper_store_blob(store, unit)->units));",
+            ),
+        ),
+        Hunt(workload("statements"), partial(between, 1)),
+        "a value that a true copy names is written over",
+    ),
+    Broken(
+        "slots are handed out again before the commit",
+        (
+            Change(
+                _STORE,
+                "store->freed_slot[store->n_freed_slot++] = slot;",
+                "store->free_slot[store->n_free_slot++] = slot;",
+            ),
+        ),
+        Hunt(workload("ends"), partial(every, 3), slow=True),
+        "a new socket's figures stand beside the true copy of the old one",
+        covered_by="a slot is freed only when the hanger has let go of its socket, so nobody asks"
+        " for its figures; its copies change at the commit alone",
+    ),
+    Broken(
+        "an IOBuf is resynced in place",
+        (Change(_ACTS, "if (!sk->keeper_slot || avail == 0", "if (true || avail == 0"),),
+        Hunt(workload("resync"), partial(every, 1, 100)),
+        "bytes are moved over those that the true copy still needs",
+    ),
+    Broken(
+        "the act record of the committed state is written over",
+        (
+            Change(
+                _STORE,
+                "*record = &header->act[epoch & 1];",
+                "*record = &header->act[store->epoch & 1];",
+            ),
+        ),
+        Hunt(workload("simple"), partial(between, 1)),
+        "a kill within a commit leaves the old state with the new act",
+    ),
+    Broken(
+        "no marks around a protocol callback",
+        (_MARKS_BEFORE, _MARKS_AFTER),
+        Hunt(workload("fakes"), partial(every, 2, 120)),
+        "what a callback changes without an act, at itself or its link, is committed in halves",
+    ),
+    Broken(
+        "no marks after a protocol callback",
+        (_MARKS_AFTER,),
+        Hunt(workload("fakes"), partial(every, 3), slow=True),
+        "what is changed after a nested act in the callback is not committed",
+        covered_by="who acts marks both ends again after the act, and every change of state marks",
+    ),
+    Broken(
+        "extra_packets are not mirrored",
+        (Change(_COPY, "write_extra(sk, l);"),),
+        Hunt(workload("extended"), partial(every, 3)),
+        "a rewritten Parse or Bind that was to be sent next exists nowhere any more",
+    ),
+    Broken(
+        "no doom mark",
+        (Change(_HOOKED, "l->doomed = true;", "return;"),),
+        Hunt(workload("ends"), partial(every, 3), slow=True),
+        "others have been told of an end that the successor does not know of",
+        covered_by="what led to the end is still in the buffer or the socket, or a time that has"
+        " run out: it is found again",
+    ),
+    Broken(
+        "flush_due is not set when bytes arrive",
+        (Change(_ACTS, "l->flush_due = true;"),),
+        Hunt(workload("contention"), partial(every, 3, 180)),
+        "the last bytes are consumed, and what was to happen then never does",
+    ),
+    Broken(
+        "the login's ReadyForQuery is consumed late",
+        (
+            Change(
+                "src/server.c",
+                "if (keeper_on && !server->pool->db->admin) {",
+                "keeper_attach_server(server);\n\t\tif (false) {",
+            ),
+        ),
+        Hunt(workload("fakes"), partial(every, 2, 60)),
+        "a client that ran nested on the server is sent the login's packet by the successor",
+    ),
+    Broken(
+        "the watermark does not advance",
+        (Change(_HOOKED, "keeper_store.watermark = token;"),),
+        Hunt(workload("session"), partial(every, 3), slow=True),
+        "a socket that was being closed is taken for a new client",
+        covered_by="a slot is freed after the hanger was told to let go of the socket, and it"
+        " reads that before it knows of the death",
+    ),
+    Broken(
+        "a request is added before the flush",
+        (
+            Change(
+                "src/client.c",
+                "if (client->packet_cb_state.flag == CB_HANDLE_COMPLETE_PACKET"
+                " && !sbuf_flush(sbuf))",
+                "if (false)",
+            ),
+        ),
+        Hunt(
+            workload("statements"), settings={"pkt_buf": 512, "tcp_socket_buffer": 4096}, slow=True
+        ),
+        "a fully buffered packet that does not fit into the socket is counted twice",
+        covered_by="sbuf_process_pending() sends all that is pending before it calls back: the"
+        " flush always has nothing to do",
+    ),
+)
