@@ -23,7 +23,8 @@ KEEPER = "src/keeper"
 class Hunt:
     """The workload during which a broken rule shows, and the points at which to kill.
 
-    `plan` goes to the workload's end; `slow` hunts take long. `settings` go to [pgbouncer].
+    A `plan` without an end stops with the workload. A `slow` hunt belongs to the long form, as
+    does one for a rule that is covered. `settings` go to [pgbouncer].
     """
 
     workload: Workload

@@ -117,7 +117,7 @@ RULES = (
     Broken(
         "a close is not committed before it",
         (Change(_LOOP, "keeper_commit(KEEPER_ACT_CLOSE, closing[0], 0);"),),
-        Hunt(workload("session"), partial(every, 3), slow=True),
+        Hunt(workload("session"), partial(every, 3)),
         "who was shut down would be thought alive",
         covered_by="the successor closes again, for the same reason; with nothing to be said the"
         " peer cannot tell, and what was to be said was committed with the outbox",
@@ -155,7 +155,7 @@ RULES = (
                 "store->free_slot[store->n_free_slot++] = slot;",
             ),
         ),
-        Hunt(workload("ends"), partial(every, 3), slow=True),
+        Hunt(workload("ends"), partial(every, 3)),
         "a new socket's figures stand beside the true copy of the old one",
         covered_by="a slot is freed only when the hanger has let go of its socket, so nobody asks"
         " for its figures; its copies change at the commit alone",
@@ -187,7 +187,7 @@ RULES = (
     Broken(
         "no marks after a protocol callback",
         (_MARKS_AFTER,),
-        Hunt(workload("fakes"), partial(every, 3), slow=True),
+        Hunt(workload("fakes"), partial(every, 3)),
         "what is changed after a nested act in the callback is not committed",
         covered_by="who acts marks both ends again after the act, and every change of state marks",
     ),
@@ -200,7 +200,7 @@ RULES = (
     Broken(
         "no doom mark",
         (Change(_HOOKED, "l->doomed = true;", "return;"),),
-        Hunt(workload("ends"), partial(every, 3), slow=True),
+        Hunt(workload("ends"), partial(every, 3)),
         "others have been told of an end that the successor does not know of",
         covered_by="what led to the end is still in the buffer or the socket, or a time that has"
         " run out: it is found again",
@@ -226,7 +226,7 @@ RULES = (
     Broken(
         "the watermark does not advance",
         (Change(_HOOKED, "keeper_store.watermark = token;"),),
-        Hunt(workload("session"), partial(every, 3), slow=True),
+        Hunt(workload("session"), partial(every, 3)),
         "a socket that was being closed is taken for a new client",
         covered_by="a slot is freed after the hanger was told to let go of the socket, and it"
         " reads that before it knows of the death",
@@ -241,9 +241,7 @@ RULES = (
                 "if (false)",
             ),
         ),
-        Hunt(
-            workload("statements"), settings={"pkt_buf": 512, "tcp_socket_buffer": 4096}, slow=True
-        ),
+        Hunt(workload("statements"), settings={"pkt_buf": 512, "tcp_socket_buffer": 4096}),
         "a fully buffered packet that does not fit into the socket is counted twice",
         covered_by="sbuf_process_pending() sends all that is pending before it calls back: the"
         " flush always has nothing to do",

@@ -32,7 +32,7 @@ RULES = (
     Broken(
         "a sent FIN is counted as a byte",
         (Change(_FIGURES, "- fin_sent(after.tcpi_state)"),),
-        Hunt(workload("session"), partial(every, 3), slow=True),
+        Hunt(workload("session"), partial(every, 3)),
         "one byte more than there is seems to have been written",
         covered_by="who has sent a FIN is closing with an empty outbox, and is not asked for"
         " figures; see test_figures.py",
@@ -70,7 +70,7 @@ RULES = (
     Broken(
         "the dead one's notes are written over",
         (Change(_STORE, "store->n_reads = KEEPER_READS;"),),
-        Hunt(workload("beside"), partial(again, range(20, 90), range(40, 90)), slow=True),
+        Hunt(workload("beside"), partial(again, range(20, 90), range(40, 90))),
         "the next successor does not find what was read",
         covered_by="in an adoption, no socket has been seen to read before another one had sent,"
         " and so committed: the rule is for what our workloads do not do",
@@ -102,7 +102,7 @@ RULES = (
                 "!= servers)\n\t\t\t\twake(",
             ),
         ),
-        Hunt(workload("contention"), partial(every, 3), slow=True),
+        Hunt(workload("contention"), partial(every, 3)),
         "a client's next request would meet a server that has not heard the end of the last one",
         covered_by="PgBouncer itself takes sockets in any order: a server is not let go of while"
         " requests are outstanding",

@@ -39,6 +39,8 @@ def _bursts(stage: Stage) -> None:
         a.ask(query(f"{statement} /* {'.' * (length - len(statement) - 13)} */"))
     # PostgreSQL sends 8192 bytes at a time, whenever its rows have filled them.
     a.send(query("SELECT n, repeat('x', 900), pg_sleep(0.0005) FROM generate_series(1, 80) n"))
+    # Requests of two clients that come while nobody serves have no order.
+    a.await_read()
     b.ask(query(act("meanwhile")))
     a.ready()
     a.ask(query(act("a")))
