@@ -48,12 +48,6 @@ class Broken:
     covered_by: str = ""
 
 
-def scattered(reach: int = 160) -> Plan:
-    """Entry and exit of every call, and once more at another of the first calls of the adoption."""
-    for number, (point, _) in enumerate(every()):
-        yield point, (Point(1 + number * 13 % reach, number // 2 % 2 == 1),)
-
-
 def again(points: range, calls: range) -> Plan:
     """Entry and exit of the calls `points`, each with an exit of each of the adoption's `calls`."""
     for number in points:
