@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Bouncer(
             run_dir, postgres, binaries.vanilla(), name="unpatched", settings=SETTINGS
         ) as bouncer,
-        _kept(run_dir, postgres, options.pgbouncer or binaries.patched()) as keeper,
+        kept(run_dir, postgres, options.pgbouncer or binaries.patched()) as keeper,
     ):
         poolers: tuple[tuple[Pooler, int], ...] = (
             (bouncer, bouncer.pid),
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextlib.contextmanager
-def _kept(run_dir: RunDir, postgres: Postgres, binary: Path) -> Iterator[Keeper]:
+def kept(run_dir: RunDir, postgres: Postgres, binary: Path) -> Iterator[Keeper]:
     """A kept pgbouncer that is started as the unpatched one is, not by the hanger."""
     keeper = Keeper(
         run_dir, postgres, binary, name="kept", settings=SETTINGS, options=["--no-supervise"]

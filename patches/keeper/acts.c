@@ -139,7 +139,7 @@ void keeper_outbox_drop(struct KeeperLocal *l)
 }
 
 /* the system call itself, with the ledger's own count where the kernel has none */
-static ssize_t counted_send(uint32_t slot, const void *data, size_t len)
+static inline ssize_t counted_send(uint32_t slot, const void *data, size_t len)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 	struct KeeperSlot *shared = &keeper_store.slot[slot];
@@ -193,7 +193,7 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 	uint32_t slot = sk->keeper_slot;
 	struct KeeperLocal *l = &keeper_local[slot];
-	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	struct KeeperSlot *shared;
 	IOBuf *io;
 	bool noted;
 	ssize_t res;
@@ -202,11 +202,14 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
 	io = sbuf->io;
-	noted = keeper_store_note_read(&keeper_store, slot, l->token, l->rx, io->keeper_number,
-				       (uint8_t *)dst - io->buf);
-	keeper_store_mark(&keeper_store, slot);
-	if (!noted)
+	/* a copy that says nothing of ours yet may be a former owner's */
+	noted = l->cold_in[keeper_store.place[slot].current]
+		&& keeper_store_note_read(&keeper_store, slot, l->rx, io->keeper_number, (uint8_t *)dst - io->buf);
+	if (!noted) {
+		keeper_store_mark(&keeper_store, slot);
 		keeper_commit(KEEPER_ACT_RECV, slot, slot);
+	}
+	shared = &keeper_store.slot[slot];
 	if (l->is_unix)
 		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
 	res = safe_recv(sbuf->sock, dst, len, 0);
@@ -258,6 +261,7 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 	uint32_t slot = sk->keeper_slot;
+	struct KeeperLocal *l = &keeper_local[slot];
 	PgSocket *source;
 	ssize_t res;
 
@@ -273,18 +277,18 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 		if (keeper_outbox_append(slot, data, len))
 			return len;
 	}
-	if (!keeper_outbox_flush(slot)) {
+	if (l->outbox && !keeper_outbox_flush(slot)) {
 		errno = EAGAIN;
 		return -1;
 	}
 	/* bytes the ledger had no room for leave at once: volatile until they have */
-	keeper_local[slot].bypass = !source;
+	l->bypass = !source;
 	keeper_mark(source);
 	keeper_store_mark(&keeper_store, slot);
 	keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);
 	keeper_mark(source);
 	res = counted_send(slot, data, len);
-	keeper_local[slot].bypass = false;
+	l->bypass = false;
 	return res;
 }
 

@@ -20,7 +20,7 @@ void keeper_statement_added(PgSocket *sk)
 {
 	if (sk->keeper_slot) {
 		keeper_local[sk->keeper_slot].catalog.added++;
-		keeper_local[sk->keeper_slot].stale = true;
+		keeper_local[sk->keeper_slot].calm = false;
 	}
 }
 
@@ -28,7 +28,7 @@ void keeper_statement_removed(PgSocket *sk)
 {
 	if (sk->keeper_slot) {
 		keeper_local[sk->keeper_slot].catalog.rewrite = true;
-		keeper_local[sk->keeper_slot].stale = true;
+		keeper_local[sk->keeper_slot].calm = false;
 	}
 }
 

@@ -73,11 +73,22 @@ void keeper_flags_setup(void)
 	}
 }
 
-static inline uint32_t flags_of_bits(const PgSocket *sk)
+static uint32_t look_up_bits(struct KeeperLocal *l, uint32_t bits)
 {
-	const uint8_t *p = (const uint8_t *)sk + first_byte;
+	uint8_t p[sizeof(bits)];
 
-	return flags_of[0][p[0]] | flags_of[1][p[1]] | flags_of[2][p[2]] | flags_of[3][p[3]];
+	memcpy(p, &bits, sizeof(bits));
+	l->bits = bits;
+	l->bit_flags = flags_of[0][p[0]] | flags_of[1][p[1]] | flags_of[2][p[2]] | flags_of[3][p[3]];
+	return l->bit_flags;
+}
+
+static inline uint32_t flags_of_bits(const PgSocket *sk, struct KeeperLocal *l)
+{
+	uint32_t bits;
+
+	memcpy(&bits, (const uint8_t *)sk + first_byte, sizeof(bits));
+	return bits == l->bits ? l->bit_flags : look_up_bits(l, bits);
 }
 
 /*
@@ -108,11 +119,50 @@ static void write_requests_apart(PgSocket *sk, struct KeeperLocal *l)
 	}
 	l->requests = keeper_pack_blob(&pack, KEEPER_BLOB_REQUESTS);
 	l->full |= !l->requests;
+	l->calm &= !l->full;
 	l->cold++;
 }
 
-static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+/*
+ * A copy's first two lines are written by words, each composed in a register,
+ * and added to the check on the way: reading them back would wait for the
+ * smaller writes of their parts.
+ */
+
+#define WORD(field)	(offsetof(struct KeeperCopy, field) / sizeof(uint64_t))
+
+static inline uint64_t put(struct KeeperCopy *copy, unsigned i, uint64_t word)
 {
+	((KeeperWord *)copy)[i] = word;
+	return keeper_check_word(i, word);
+}
+
+/* a part of a word: so many bytes, from this one on */
+static inline uint64_t part(unsigned first_byte_of, unsigned size, uint64_t value)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	return value << 8 * first_byte_of;
+#else
+	return value << 8 * (sizeof(value) - first_byte_of - size);
+#endif
+}
+
+#define PART(field, value) \
+	part(offsetof(struct KeeperCopy, field) % sizeof(uint64_t), sizeof(((struct KeeperCopy *)0)->field), value)
+#define SAME_WORD(first, last) \
+	_Static_assert(WORD(first) == WORD(last) && offsetof(struct KeeperCopy, first) % sizeof(uint64_t) == 0 \
+		       && (offsetof(struct KeeperCopy, last) + sizeof(((struct KeeperCopy *)0)->last)) % sizeof(uint64_t) == 0, \
+		       "written as one word")
+SAME_WORD(kind, flags);
+SAME_WORD(link, dst);
+SAME_WORD(io, io_done);
+SAME_WORD(io_parse, io_recv);
+SAME_WORD(pkt_remain, skip_remain);
+_Static_assert(WORD(check) == WORD(n_requests) + 3, "the requests fill three words");
+
+static uint64_t write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	uint64_t word[3] = { 0, 0, 0 };
 	struct List *el;
 	unsigned n = 0;
 
@@ -123,15 +173,19 @@ static void write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCop
 	}
 	statlist_for_each(el, &sk->outstanding_requests) {
 		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
+		unsigned at = offsetof(struct KeeperCopy, request) - offsetof(struct KeeperCopy, n_requests) + n;
+		uint8_t entry = request->action << 6 | (request->type - 0x40);
 
-		if (n == sizeof(copy->request) || request->server_ps || request->server_ps_query_id) {
-			copy->n_requests = 0;
+		if (n == KEEPER_INLINE_REQUESTS || request->server_ps || request->server_ps_query_id) {
 			write_requests_apart(sk, l);
-			return;
+			word[0] = word[1] = word[2] = n = 0;
+			break;
 		}
-		copy->request[n++] = request->action << 6 | (request->type - 0x40);
+		word[at / sizeof(*word)] |= part(at % sizeof(*word), 1, entry);
+		n++;
 	}
-	copy->n_requests = n;
+	return put(copy, WORD(n_requests), word[0] | PART(n_requests, n)) + put(copy, WORD(n_requests) + 1, word[1])
+	       + put(copy, WORD(n_requests) + 2, word[2]);
 }
 
 /*
@@ -187,17 +241,18 @@ static inline uint32_t slot_of(const PgSocket *sk)
 	return sk ? sk->keeper_slot : 0;
 }
 
-/* may anything have changed but what every commit writes? */
+/* has nothing changed but what every commit writes? */
 static inline bool is_calm(const PgSocket *sk, const struct KeeperLocal *l)
 {
-	return l->settled && !l->stale && !l->full && !l->extra && !mbuf_avail_for_read(&sk->sbuf.extra_packets)
-	       && l->pool == sk->pool && l->vars_changes == keeper_vars_changes
-	       && sk->packet_cb_state.flag == CB_NONE && l->packet_flag == CB_NONE
-	       && !sk->canceled_server && !l->canceled_server;
+	return l->calm && l->pool == sk->pool && l->vars_changes == keeper_vars_changes
+	       && sk->packet_cb_state.flag == CB_NONE && !sk->canceled_server
+	       && !mbuf_avail_for_read(&sk->sbuf.extra_packets);
 }
 
 static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 {
+	bool settled;
+
 	l->full = false;
 	l->cold++;
 	l->pool = sk->pool;
@@ -209,7 +264,7 @@ static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 		l->catalog.lost = !keeper_catalog_write(sk, &l->catalog);
 		l->stale = true;
 	}
-	keeper_update_record(sk, l);
+	settled = keeper_update_record(sk, l);
 	l->full |= !l->record || !l->pool_slot != !sk->pool || l->catalog.lost
 		   || (!l->packet && mbuf_written(&sk->packet_cb_state.pkt.data));
 	l->fixed_flags = 0;
@@ -221,6 +276,7 @@ static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 		l->fixed_flags |= KEEPER_F_DOOMED;
 	if (l->doom_notify)
 		l->fixed_flags |= KEEPER_F_DOOM_NOTIFY;
+	l->calm = settled && !l->full && !l->extra && l->packet_flag == CB_NONE && !l->canceled_server;
 }
 
 static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)
@@ -255,57 +311,56 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 {
 	const SBuf *sbuf = &sk->sbuf;
 	const IOBuf *io = sbuf->io;
-	uint32_t link = slot_of(sk->link), flags;
+	uint32_t link = slot_of(sk->link), dst = 0, flags;
+	uint64_t check;
 
 	if (!is_calm(sk, l))
 		update_rest(sk, l);
-	flags = l->fixed_flags | flags_of_bits(sk);
+	flags = l->fixed_flags | flags_of_bits(sk, l);
 	if (sbuf->extra_packet_queue_after)
 		flags |= KEEPER_F_QUEUE_AFTER;
 	if (l->flush_due)
 		flags |= KEEPER_F_FLUSH_DUE;
+	if (sbuf->dst)
+		dst = container_of(sbuf->dst, PgSocket, sbuf)->keeper_slot;
 
-	copy->rx = l->rx;
-	copy->tx = l->tx;
-	copy->kind = l->kind;
-	copy->state = sk->state;
-	copy->wait_type = sbuf->wait_type;
-	copy->pkt_action = sbuf->pkt_action;
-	copy->link = link;
-	copy->dst = sbuf->dst ? container_of(sbuf->dst, PgSocket, sbuf)->keeper_slot : 0;
+	check = put(copy, WORD(rx), l->rx);
+	check += put(copy, WORD(tx), l->tx);
+	check += put(copy, WORD(link), PART(link, link) | PART(dst, dst));
 	if (io) {
-		copy->io = io->keeper_number;
-		copy->io_done = io->done_pos;
-		copy->io_parse = io->parse_pos;
-		copy->io_recv = io->recv_pos;
+		check += put(copy, WORD(io), PART(io, io->keeper_number) | PART(io_done, io->done_pos));
+		check += put(copy, WORD(io_parse), PART(io_parse, io->parse_pos) | PART(io_recv, io->recv_pos));
 		if (!io->keeper_number)
 			flags |= KEEPER_F_VOLATILE;
 	} else {
-		copy->io = copy->io_done = copy->io_parse = copy->io_recv = 0;
+		put(copy, WORD(io), 0);
+		put(copy, WORD(io_parse), 0);
 	}
-	copy->pkt_remain = sbuf->pkt_remain;
-	copy->skip_remain = sbuf->skip_remain;
-	copy->query_start = sk->query_start;
-	copy->xact_start = sk->xact_start;
-	copy->request_time = sk->request_time;
-	copy->wait_start = sk->wait_start;
+	check += put(copy, WORD(pkt_remain), PART(pkt_remain, sbuf->pkt_remain) | PART(skip_remain, sbuf->skip_remain));
+	check += put(copy, WORD(query_start), sk->query_start);
+	check += put(copy, WORD(xact_start), sk->xact_start);
+	check += put(copy, WORD(request_time), sk->request_time);
+	check += put(copy, WORD(wait_start), sk->wait_start);
 	if (l->kind == KEEPER_SERVER) {
-		write_requests(sk, l, copy);
+		check += write_requests(sk, l, copy);
 		if (!statlist_empty(&sk->canceling_clients) && cancel_in_the_dark(sk))
 			flags |= KEEPER_F_CLOSE_NEEDED;
 	} else {
-		copy->n_requests = 0;
+		put(copy, WORD(n_requests), 0);
+		put(copy, WORD(n_requests) + 1, 0);
+		put(copy, WORD(n_requests) + 2, 0);
 	}
 	if (l->full || l->bypass || (!link && sk->link))
 		flags |= KEEPER_F_VOLATILE;
-	copy->flags = flags;
+	check += put(copy, WORD(kind), PART(kind, l->kind) | PART(state, sk->state) | PART(wait_type, sbuf->wait_type)
+		     | PART(pkt_action, sbuf->pkt_action) | PART(flags, flags));
 
 	if (l->cold_in[which] != l->cold) {
 		write_third_line(l, copy);
 		l->cold_in[which] = l->cold;
 		l->cold_check[which] = keeper_check_cold(copy);
 	}
-	return keeper_check_hot(copy) + l->cold_check[which];
+	return check + l->cold_check[which];
 }
 
 static void serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
@@ -336,12 +391,12 @@ static void serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
 	}
 }
 
-uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy)
+uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy, unsigned which)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 
 	if (l->kind == KEEPER_CLIENT || l->kind == KEEPER_SERVER)
-		return serialize_socket(l->object, l, copy, copy != keeper_store.slot[slot].copy);
+		return serialize_socket(l->object, l, copy, which);
 	serialize_other(l, copy);
 	return keeper_check_hot(copy) + keeper_check_cold(copy);
 }

@@ -330,7 +330,14 @@ _Static_assert(sizeof(struct KeeperRequest) == 24, "request");
  * copies cannot.  The words are independent of each other, so that a commit costs nanoseconds, and the sum of those that
  * seldom change can be kept.
  */
-#define KEEPER_ROTATED(i)	(word[i] << (2 * (i) + 1) | word[i] >> (63 - 2 * (i)))
+typedef uint64_t __attribute__((may_alias)) KeeperWord;
+
+static inline uint64_t keeper_check_word(unsigned i, uint64_t word)
+{
+	return word << (2 * i + 1) | word >> (63 - 2 * i);
+}
+
+#define KEEPER_ROTATED(i)	keeper_check_word(i, word[i])
 #define KEEPER_FOUR(i)		(KEEPER_ROTATED(i) + KEEPER_ROTATED(i + 1) + KEEPER_ROTATED(i + 2) + KEEPER_ROTATED(i + 3))
 
 static inline uint64_t keeper_check_epoch(uint64_t epoch, uint32_t slot)
@@ -341,7 +348,7 @@ static inline uint64_t keeper_check_epoch(uint64_t epoch, uint32_t slot)
 /* of what every commit writes anew, but for epoch */
 static inline uint64_t keeper_check_hot(const struct KeeperCopy *copy)
 {
-	const uint64_t *word = (const uint64_t *)copy;
+	const KeeperWord *word = (const KeeperWord *)copy;
 
 	return KEEPER_FOUR(1) + KEEPER_FOUR(5) + KEEPER_FOUR(9) + KEEPER_ROTATED(13) + KEEPER_ROTATED(14);
 }
@@ -349,7 +356,7 @@ static inline uint64_t keeper_check_hot(const struct KeeperCopy *copy)
 /* of the third cache line */
 static inline uint64_t keeper_check_cold(const struct KeeperCopy *copy)
 {
-	const uint64_t *word = (const uint64_t *)copy;
+	const KeeperWord *word = (const KeeperWord *)copy;
 
 	return KEEPER_FOUR(16) + KEEPER_FOUR(20);
 }

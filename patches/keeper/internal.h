@@ -10,6 +10,8 @@
 enum { KEEPER_WAIT_NONE = 0, KEEPER_WAIT_RECV = 2, KEEPER_WAIT_SEND = 3, KEEPER_WAIT_ONCE = 4 };
 enum { KEEPER_ACTION_SEND = 1, KEEPER_ACTION_SKIP = 2, KEEPER_ACTION_CALL = 3 };
 
+#define KEEPER_CACHE_LINE	64
+
 /* tokens that pgbouncer makes itself, for server sockets */
 #define KEEPER_SERVER_TOKEN	(1ULL << 63)
 
@@ -22,44 +24,50 @@ struct KeeperCatalog {
 	bool lost;		/* no room in the heap: the socket is volatile */
 };
 
-/* what this process knows about a slot beside its two copies */
+/*
+ * What this process knows about a slot beside its two copies.  The kernel's
+ * work in between leaves little of this in the nearest caches: what each act
+ * and commit needs comes first, in two cache lines.
+ */
 struct KeeperLocal {
 	void *object;		/* PgSocket, PgPool or PgCredentials; NULL: closing or global */
-	enum KeeperKind kind;
+	PgPool *pool;		/* as the copies' third line has it */
+	uint64_t rx, tx;
 	int fd;
+	uint32_t fixed_flags;	/* those that are no bits of the PgSocket */
+	uint32_t bits, bit_flags;	/* the bits of the PgSocket, last seen, and as flags */
+	unsigned vars_changes;	/* up to which the record has them */
+	uint32_t outbox;
+	uint8_t kind;		/* enum KeeperKind */
+	bool calm;		/* nothing here but what is compared at each commit has changed since */
 	bool is_unix;
-	bool pending;		/* on the list for keeper_loop_end() */
 	bool flush_due;
-	bool doomed, doom_notify;
-	bool stale;		/* its record must be written anew */
-	bool settled;		/* logged in: who it is does not change any more */
 	bool bypass;		/* sends bytes that the ledger had no room for */
 	bool full;		/* there was no room for a part of it: volatile */
-	uint64_t token;
-	uint64_t rx, tx;
-	uint32_t cold;		/* counts changes of what a copy's third cache line says ... */
-	uint32_t cold_in[2];	/* ... up to which each copy has them */
-	uint64_t cold_check[2];	/* keeper_check_cold() of each */
-	uint64_t closing_since;
+	bool pending;		/* on the list for keeper_loop_end() */
 
-	uint32_t outbox, outbox_done, outbox_len;
-	uint32_t extra, extra_done, extra_len;
+	uint64_t token;
+	uint64_t cold_check[2];	/* keeper_check_cold() of each copy */
+	uint32_t cold_in[2];	/* up to which change each copy has them ... */
+	uint32_t cold;		/* ... of those of what the third cache line says */
 	uint32_t requests;
+	uint32_t outbox_done, outbox_len;
+	uint32_t pool_slot;
+
+	/* the rest is looked at only when something has changed */
+	uint32_t canceled_server;
+	uint32_t extra, extra_done, extra_len;
 	uint32_t record;
 	uint32_t doom;
 	uint32_t scram;
 	uint32_t packet;
 	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds, after its head */
+	bool doomed, doom_notify;
+	bool stale;		/* its record must be written anew */
+	uint64_t closing_since;
 	struct KeeperCatalog catalog;
 
-	/* as the copies' third line has them */
-	PgPool *pool;
-	uint32_t pool_slot;
-	uint32_t canceled_server;
-	uint32_t fixed_flags;	/* those that are no bits of the PgSocket */
-
 	/* what the record was made from, to notice a change */
-	unsigned vars_changes;
 	PgCredentials *credentials;
 	PgDatabase *db;
 	struct PStr **vars;	/* referenced, so that an address stays unique */
@@ -70,7 +78,9 @@ struct KeeperLocal {
 
 	/* KEEPER_USER */
 	PgDatabase *user_db;
-};
+} __attribute__((aligned(KEEPER_CACHE_LINE)));
+_Static_assert(offsetof(struct KeeperLocal, token) == KEEPER_CACHE_LINE, "the first line is full");
+_Static_assert(offsetof(struct KeeperLocal, canceled_server) <= 2 * KEEPER_CACHE_LINE, "what is hot fits into two");
 
 extern struct KeeperLocal *keeper_local;
 
@@ -83,7 +93,6 @@ uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
 /* the slot's object is gone; to be used again after the next commit */
 void keeper_drop_slot(uint32_t slot);
 void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
-extern usec_t keeper_last_commit;
 /* allocate the process's own lists for the attached ledger */
 void keeper_local_setup(void);
 /* token for the next accept_client() */
@@ -144,14 +153,14 @@ char *keeper_unpack_strdup(struct KeeperUnpack *unpack);
  */
 
 void keeper_flags_setup(void);
-uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy);
+uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy, unsigned which);
 
 /*
  * record.c
  */
 
-/* write a socket's record anew if what it says has changed */
-void keeper_update_record(PgSocket *sk, struct KeeperLocal *l);
+/* write a socket's record anew if what it says has changed; true: who it is does not change any more */
+bool keeper_update_record(PgSocket *sk, struct KeeperLocal *l);
 /* swap in a new record: the old one is freed once no true copy names it */
 void keeper_replace_record(struct KeeperLocal *l, uint32_t unit);
 /* values of the tracked parameters, in the order of their names in the global record */

@@ -7,19 +7,19 @@
 
 bool keeper_on;
 char *cf_keeper_socket;
-struct KeeperStore keeper_store;
+/* who has no slot counts as marked */
+static struct KeeperPlace nobody = { NULL, 0, true };
+struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
-
-usec_t keeper_last_commit;
 
 void keeper_local_setup(void)
 {
 	size_t slots = keeper_store.header->slots + 1;
 
-	keeper_local = calloc(slots, sizeof(*keeper_local));
-	if (!keeper_local)
+	if (posix_memalign((void **)&keeper_local, KEEPER_CACHE_LINE, slots * sizeof(*keeper_local)) != 0)
 		die("keeper: out of memory");
+	memset(keeper_local, 0, slots * sizeof(*keeper_local));
 	keeper_flags_setup();
 	keeper_acts_setup();
 	keeper_loop_setup();
@@ -30,7 +30,6 @@ void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
 	/* ids must never come twice: known before what carries them can leave */
 	keeper_store.header->query_id = next_unique_query_id;
 	keeper_store.header->socket_id = last_pgsocket_id;
-	keeper_last_commit = get_cached_time();
 	if (!keeper_store_commit(&keeper_store, keeper_serialize, act, slot, source)) {
 		/* fenced: whatever we did now would be done twice */
 		log_warning("keeper: another incarnation owns the ledger, stopping");
@@ -214,7 +213,7 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
 	keeper_pack_string(&pack, reason);
 	l->doom = keeper_pack_blob(&pack, KEEPER_BLOB_DOOM);
 	free(pack.data);
-	l->settled = false;
+	l->calm = false;
 	keeper_mark(sk);
 }
 
@@ -227,7 +226,7 @@ void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	keeper_mark(sk);
+	keeper_store_mark(&keeper_store, sk->keeper_slot);
 	keeper_mark(sk->link);
 	if (event == SBUF_EV_FLUSH && sk->keeper_slot)
 		keeper_local[sk->keeper_slot].flush_due = false;
@@ -237,6 +236,6 @@ void keeper_after_proto(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	keeper_mark(sk);
+	keeper_store_mark(&keeper_store, sk->keeper_slot);
 	keeper_mark(sk->link);
 }

@@ -57,7 +57,7 @@ void sbuf_adopt_resume(SBuf *sbuf);
 
 static inline void keeper_mark(PgSocket *sk)
 {
-	if (sk && sk->keeper_slot)
+	if (sk)
 		keeper_store_mark(&keeper_store, sk->keeper_slot);
 }
 

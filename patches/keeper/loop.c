@@ -149,7 +149,14 @@ void keeper_settle(void)
  */
 static bool commit_is_due(void)
 {
-	return get_cached_time() >= keeper_last_commit + LAZY_PERIOD
+	static uint64_t last_epoch;
+	static usec_t last_commit;
+
+	if (keeper_store.epoch != last_epoch) {
+		last_epoch = keeper_store.epoch;
+		last_commit = get_cached_time();
+	}
+	return get_cached_time() >= last_commit + LAZY_PERIOD
 	       || keeper_store.n_free_slot < LOW || keeper_store.n_free_iobuf < LOW
 	       || keeper_store.n_freed_blob > MANY_FREED;
 }

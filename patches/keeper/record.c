@@ -209,12 +209,12 @@ static bool is_logged_in(const PgSocket *sk)
 	return sk->state == CL_ACTIVE || (sk->state == CL_WAITING && !sk->wait_for_welcome);
 }
 
-void keeper_update_record(PgSocket *sk, struct KeeperLocal *l)
+bool keeper_update_record(PgSocket *sk, struct KeeperLocal *l)
 {
 	if (record_changed(sk, l))
 		write_record(sk, l);
 	l->vars_changes = keeper_vars_changes;
-	l->settled = is_logged_in(sk) && l->record;
+	return is_logged_in(sk) && l->record;
 }
 
 void keeper_forget(struct KeeperLocal *l)

@@ -75,6 +75,7 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 {
 	struct KeeperHeader *h = base;
 	const char *wrong = check_header(h, size);
+	uint32_t slot;
 
 	if (wrong)
 		return wrong;
@@ -85,8 +86,7 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 	store->iobuf = (uint8_t *)base + h->iobuf_offset;
 	store->heap = (uint8_t *)base + h->heap_offset;
 
-	store->current = calloc(h->slots + 1, sizeof(*store->current));
-	store->is_dirty = calloc(h->slots + 1, sizeof(*store->is_dirty));
+	store->place = calloc(h->slots + 1, sizeof(*store->place));
 	store->dirty = calloc(h->slots + 1, sizeof(*store->dirty));
 	store->free_slot = calloc(h->slots + 1, sizeof(*store->free_slot));
 	store->freed_slot = calloc(h->slots + 1, sizeof(*store->freed_slot));
@@ -97,20 +97,22 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 	store->prev = calloc(h->units + 2, sizeof(*store->prev));
 	store->max_freed_blob = 1024;
 	store->freed_blob = calloc(store->max_freed_blob, sizeof(*store->freed_blob));
-	if (!store->current || !store->is_dirty || !store->dirty || !store->free_slot || !store->freed_slot
-	    || !store->free_iobuf || !store->freed_iobuf || !store->order || !store->next || !store->prev
-	    || !store->freed_blob) {
+	if (!store->place || !store->dirty || !store->free_slot || !store->freed_slot || !store->free_iobuf
+	    || !store->freed_iobuf || !store->order || !store->next || !store->prev || !store->freed_blob) {
 		keeper_store_detach(store);
 		return "no memory for the ledger's lists";
 	}
+	/* who has no slot is marked already */
+	store->place[0].is_dirty = true;
+	for (slot = 1; slot <= h->slots; slot++)
+		store->place[slot].copy = store->slot[slot].copy;
 	memset(store->order, KEEPER_TAKEN, h->units + 2);
 	return NULL;
 }
 
 void keeper_store_detach(struct KeeperStore *store)
 {
-	free(store->current);
-	free(store->is_dirty);
+	free(store->place);
 	free(store->dirty);
 	free(store->free_slot);
 	free(store->freed_slot);
@@ -333,16 +335,11 @@ void keeper_store_recover(struct KeeperStore *store)
 			if (copy[i].epoch > store->epoch)
 				copy[i].epoch = 0;
 		}
-		store->current[slot] = i = copy[1].epoch > copy[0].epoch;
+		store->place[slot].current = i = copy[1].epoch > copy[0].epoch;
 		/* one that was being filled has epoch 0: this one was written over, and may be the newer one */
 		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i], slot))
 			disown(&copy[i], slot);
 	}
-}
-
-const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsigned slot)
-{
-	return &store->slot[slot].copy[store->current[slot]];
 }
 
 bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number)
@@ -402,7 +399,7 @@ void keeper_store_forget_damage(struct KeeperStore *store)
 	uint32_t slot;
 
 	for (slot = 1; slot <= store->header->slots; slot++) {
-		struct KeeperCopy *stale = &store->slot[slot].copy[!store->current[slot]];
+		struct KeeperCopy *stale = &store->slot[slot].copy[!store->place[slot].current];
 
 		if (stale->check != keeper_check(stale, slot))
 			stale->epoch = 0;
@@ -412,29 +409,6 @@ void keeper_store_forget_damage(struct KeeperStore *store)
 /*
  * Reads.
  */
-
-bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t token, uint64_t rx,
-			    uint32_t iobuf, uint32_t position)
-{
-	const struct KeeperCopy *copy = keeper_store_copy(store, slot);
-	struct KeeperRead *note;
-	bool appends = copy->io == iobuf && copy->io_recv == position;
-	bool starts = copy->io_done == copy->io_recv;
-
-	if (store->n_reads == KEEPER_READS || !iobuf)
-		return false;
-	if (!copy->epoch || copy->token != token || copy->rx != rx || !(appends || starts))
-		return false;
-	note = &store->header->read[store->n_reads++];
-	note->rx = rx;
-	note->slot = slot;
-	note->iobuf = iobuf;
-	note->position = position;
-	/* last: until now the note was an old one, of an epoch gone by */
-	__atomic_store_n(&note->epoch, store->epoch, __ATOMIC_RELEASE);
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	return true;
-}
 
 const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot)
 {
@@ -486,15 +460,16 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	for (i = 0; i < store->n_dirty; i++) {
 		uint32_t s = store->dirty[i];
 #ifdef KEEPER_BROKEN_OVERWRITE
-		struct KeeperCopy *copy = &store->slot[s].copy[store->current[s]];
+		unsigned which = store->place[s].current;
 #else
-		struct KeeperCopy *copy = &store->slot[s].copy[!store->current[s]];
+		unsigned which = !store->place[s].current;
 #endif
+		struct KeeperCopy *copy = &store->place[s].copy[which];
 		uint64_t check;
 
 		/* from here on it is neither what it was nor what it will be */
 		copy->epoch = 0;
-		check = serialize(s, copy);
+		check = serialize(s, copy, which);
 		copy->epoch = epoch;
 		check += keeper_check_epoch(epoch, s);
 		copy->check = check;
@@ -512,12 +487,12 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	store->epoch = epoch;
 	store->n_reads = 0;
 	for (i = 0; i < store->n_dirty; i++) {
-		uint32_t s = store->dirty[i];
+		struct KeeperPlace *place = &store->place[store->dirty[i]];
 
 #ifndef KEEPER_BROKEN_OVERWRITE
-		store->current[s] = !store->current[s];
+		place->current ^= 1;
 #endif
-		store->is_dirty[s] = false;
+		place->is_dirty = false;
 	}
 	store->n_dirty = 0;
 	if (store->n_freed_slot | store->n_freed_iobuf | store->n_freed_blob)

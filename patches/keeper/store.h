@@ -13,10 +13,18 @@
 #include "keeper/format.h"
 
 /*
- * Fills a copy of a slot from the live objects: everything but epoch and check.
- * Returns what these words add to its check: keeper_check_hot() + keeper_check_cold().
+ * Fills one of a slot's copies, which is number 0 or 1, from the live objects:
+ * everything but epoch and check.  Returns what these words add to its check:
+ * keeper_check_hot() + keeper_check_cold().
  */
-typedef uint64_t (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy);
+typedef uint64_t (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy, unsigned which);
+
+/* what the writer knows of a slot's copies */
+struct KeeperPlace {
+	struct KeeperCopy *copy;	/* the two of them */
+	uint8_t current;		/* which one is true */
+	bool is_dirty;
+};
 
 struct KeeperStore {
 	struct KeeperHeader *header;
@@ -29,8 +37,7 @@ struct KeeperStore {
 	uint64_t incarnation;		/* ours; another one in the header stops us */
 	uint32_t n_reads;		/* noted since the last commit */
 
-	uint8_t *current;		/* per slot: which copy is true */
-	bool *is_dirty;
+	struct KeeperPlace *place;	/* [0..slots], 0 for who has none */
 	uint32_t *dirty, n_dirty;
 	uint32_t *free_slot, n_free_slot;
 	uint32_t *freed_slot, n_freed_slot;	/* usable after the next commit */
@@ -65,7 +72,11 @@ void keeper_store_detach(struct KeeperStore *store);
  * keeper_store_recovered() hands the rest to the allocators.
  */
 void keeper_store_recover(struct KeeperStore *store);
-const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsigned slot);
+static inline const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsigned slot)
+{
+	return &store->place[slot].copy[store->place[slot].current];
+}
+
 bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number);
 bool keeper_store_keep_blob(struct KeeperStore *store, uint32_t unit);
 void keeper_store_recovered(struct KeeperStore *store);
@@ -132,22 +143,42 @@ static inline size_t keeper_blob_capacity(const struct KeeperBlob *blob)
 const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t unit,
 				      enum KeeperBlobKind kind, size_t *length_p);
 
-/* this slot's live object differs from its true copy */
+/* this slot's live object differs from its true copy; 0: nobody's */
 static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
 {
-	if (!store->is_dirty[slot]) {
-		store->is_dirty[slot] = true;
+	if (!store->place[slot].is_dirty) {
+		store->place[slot].is_dirty = true;
 		store->dirty[store->n_dirty++] = slot;
 	}
 }
 
 /*
  * Note where a recv of this slot puts its bytes, instead of a commit before
- * it.  False if the true copy and a note would not tell exactly where all of
+ * it.  The true copy must be the present owner's.  False if the true copy and a note would not tell exactly where all of
  * the slot's unread bytes lie: then the recv must be committed.
  */
-bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t token, uint64_t rx,
-			    uint32_t iobuf, uint32_t position);
+static inline bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t rx, uint32_t iobuf,
+					  uint32_t position)
+{
+	const struct KeeperCopy *copy = keeper_store_copy(store, slot);
+	struct KeeperRead *note;
+	bool appends = copy->io == iobuf && copy->io_recv == position;
+	bool starts = copy->io_done == copy->io_recv;
+
+	if (store->n_reads == KEEPER_READS || !iobuf)
+		return false;
+	if (copy->rx != rx || !(appends || starts))
+		return false;
+	note = &store->header->read[store->n_reads++];
+	note->rx = rx;
+	note->slot = slot;
+	note->iobuf = iobuf;
+	note->position = position;
+	/* last: until now the note was an old one, of an epoch gone by */
+	__atomic_store_n(&note->epoch, store->epoch, __ATOMIC_RELEASE);
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	return true;
+}
 
 /* the youngest note about this slot that the commit word has not outlived, or NULL */
 const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot);

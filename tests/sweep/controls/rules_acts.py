@@ -15,19 +15,20 @@ _HOOKED = f"{KEEPER}/keeper.c"
 _LOOP = f"{KEEPER}/loop.c"
 _RECORD = f"{KEEPER}/record.c"
 _STORE = f"{KEEPER}/store.c"
+_STORE_H = "include/keeper/store.h"
 
 _SEND = "keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);"
 _OUTBOX = "keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
-_NOTE = "noted = keeper_store_note_read("
+_NOTE = "noted = l->cold_in["
 _NOTE_LATE = (
-    "keeper_store_note_read(&keeper_store, slot, l->token, l->rx,"
+    "keeper_store_note_read(&keeper_store, slot, l->rx,"
     " keeper_store_iobuf_of(&keeper_store, io), (uint8_t *)dst - io->buf);"
 )
 _PLACES = "copy->rx != rx || !(appends || starts)"
 _MARKS_BEFORE = Change(
     _HOOKED,
-    "keeper_mark(sk);\n\tkeeper_mark(sk->link);\n\tif (event == SBUF_EV_FLUSH",
-    "if (event == SBUF_EV_FLUSH",
+    "keeper_store_mark(&keeper_store, sk->keeper_slot);\n\tkeeper_mark(sk->link);\n\tif (event",
+    "if (event",
 )
 _MARKS_AFTER = Change("src/sbuf.c", "keeper_after_proto(sbuf);")
 
@@ -36,7 +37,7 @@ RULES = (
         "immediate sends bypass the outbox",
         (
             Change(_ACTS, "if (keeper_outbox_append(slot, data, len))", "if (false)"),
-            Change(_ACTS, "keeper_local[slot].bypass = !source;"),
+            Change(_ACTS, "l->bypass = !source;"),
         ),
         Hunt(workload("simple"), partial(every, 3)),
         "an answer leaves before the packet that caused it is consumed: it is made again",
@@ -47,8 +48,8 @@ RULES = (
             Change(_ACTS, _SEND),
             Change(
                 _ACTS,
-                "keeper_local[slot].bypass = false;",
-                f"keeper_local[slot].bypass = false; {_SEND}",
+                "l->bypass = false;",
+                f"l->bypass = false; {_SEND}",
             ),
         ),
         Hunt(workload("simple"), partial(every, 3)),
@@ -86,19 +87,19 @@ RULES = (
     ),
     Broken(
         "a note where the recv does not append",
-        (Change(_STORE, _PLACES, "copy->rx != rx"),),
+        (Change(_STORE_H, _PLACES, "copy->rx != rx"),),
         Hunt(workload("bursts"), partial(every, 3, 60)),
         "committed bytes and noted ones lie at two places: only one of them can be told",
     ),
     Broken(
         "a note in spite of reads since the commit",
-        (Change(_STORE, "copy->rx != rx ||"),),
+        (Change(_STORE_H, "copy->rx != rx ||"),),
         Hunt(workload("statements"), partial(every, 3, 120)),
         "an earlier note of the same socket is forgotten with its bytes",
     ),
     Broken(
         "stream bytes overtake the outbox",
-        (Change(_ACTS, "if (!keeper_outbox_flush(slot)) {", "if (false) {"),),
+        (Change(_ACTS, "if (l->outbox && !keeper_outbox_flush(slot)) {", "if (false) {"),),
         Hunt(workload("answers")),
         "a result arrives before the answers that PgBouncer gave earlier",
     ),

@@ -133,9 +133,10 @@ const char *read_state(const void *base, struct State *state)
  * Adoption, as far as the store is concerned.
  */
 
-static uint64_t fill(unsigned slot, struct KeeperCopy *copy)
+static uint64_t fill(unsigned slot, struct KeeperCopy *copy, unsigned which)
 {
 	(void)slot;
+	(void)which;
 	memset(&copy->rx, 0, sizeof(*copy) - offsetof(struct KeeperCopy, rx));
 	copy->kind = KEEPER_POOL;
 	return keeper_check_hot(copy) + keeper_check_cold(copy);

@@ -29,10 +29,11 @@ static unsigned roll(unsigned sides)
 	return dice % sides;
 }
 
-static uint64_t serialize(unsigned slot, struct KeeperCopy *copy)
+static uint64_t serialize(unsigned slot, struct KeeperCopy *copy, unsigned which)
 {
 	const struct KeeperCopy *from = &socket_of[slot].copy;
 
+	(void)which;
 	memcpy(&copy->rx, &from->rx, offsetof(struct KeeperCopy, check) - offsetof(struct KeeperCopy, rx));
 	memcpy(&copy->token, &from->token, sizeof(*copy) - offsetof(struct KeeperCopy, token));
 	return keeper_check_hot(copy) + keeper_check_cold(copy);
