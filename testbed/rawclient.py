@@ -138,6 +138,13 @@ class RawClient:
             elif message.kind == "Z":
                 return
 
+    def answer(self, secret: str) -> None:
+        """Wait to be asked for the password, and answer; `finish_login` reads what comes of it."""
+        message = self.read()
+        while message.kind != "R":
+            message = self.read()
+        self._authenticate(message.body, secret)
+
     def login(
         self,
         *,

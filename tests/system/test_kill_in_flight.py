@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
 
 from testbed.ledgers import check_ledger
-from testbed.load import (
-    EVERY_KIND,
-    CopyIn,
-    Pipelines,
-    Progress,
-    PsycopgRows,
-    SimpleInserts,
-    SingleInserts,
-    Worker,
-    check_books,
-    kill_at_random,
-    make_tables,
-    work,
-)
+from testbed.load import EVERY_KIND, Progress, check_books, kill_at_random, make_tables, work
 
 if TYPE_CHECKING:
-    from testbed import Keeper, Postgres, RunDir
+    from testbed import Keeper, Postgres
     from tests.fix_bouncer import MakeBouncer
     from tests.fix_keeper import MakeKeeper
 
@@ -90,61 +75,3 @@ def test_an_unpatched_pgbouncer_loses_all_at_the_first_kill(
 
     with pytest.raises(ExceptionGroup):
         asyncio.run(work(bouncer, EVERY_KIND * 2, disturb))
-
-
-def test_unix_sockets_are_exact_or_end(
-    make_keeper: MakeKeeper, postgres: Postgres, run_dir: RunDir
-) -> None:
-    """The kernel counts no bytes of them, so a session may end, but with nothing wrong.
-
-    Servers and clients both. Whoever is told that a row was written finds it, once; whose session
-    has ended finds at most the one more that it had asked for.
-    """
-    folder = run_dir.folder("in-flight-unix")
-    target = f"host={postgres.socket_dir} port={postgres.port} dbname=postgres"
-    modes = ("session", "transaction", "statement")
-    keeper = make_keeper(
-        settings={**SETTINGS, "unix_socket_dir": str(folder)},
-        databases={mode: f"{target} pool_mode={mode}" for mode in modes},
-    )
-    keeper.host = str(folder)
-    make_tables(postgres)
-    kinds = [SingleInserts, SimpleInserts, Pipelines, CopyIn, PsycopgRows] * 4
-    progress = Progress()
-    workers = [kind(keeper, number, progress) for number, kind in enumerate(kinds, 1)]
-    ended: list[Worker] = []
-    over = False
-
-    async def run(worker: Worker) -> None:
-        try:
-            await worker.run()
-        except psycopg.OperationalError:
-            ended.append(worker)
-            # The others go on.
-            progress.stopping = over
-
-    async def scenario() -> None:
-        nonlocal over
-        async with asyncio.TaskGroup() as group:
-            for worker in workers:
-                group.create_task(run(worker))
-            await progress.wait(len(workers))
-            try:
-                for _ in range(15):
-                    await progress.wait(7)
-                    await asyncio.to_thread(keeper.kill_bouncer)
-                await progress.wait(20)
-            finally:
-                progress.stopping = over = True
-
-    asyncio.run(scenario())
-    rows = Counter(postgres.sql("SELECT worker, n FROM counted"))
-    for worker in workers:
-        if worker.writes_counted:
-            found = {n: count for (who, n), count in rows.items() if who == worker.number}
-            more = {len(worker.done) + 1: 1} if worker in ended else {}
-            told = dict.fromkeys(worker.done, 1)
-            assert found in (told, told | more), f"{worker.kind} {worker.number}"
-    assert len(ended) < len(workers)
-    assert keeper.status().adoptions.sessions_lost == len(ended)
-    check_ledger(keeper)

@@ -37,11 +37,13 @@ class LostError(Exception):
     """
 
 
-def startup(user: str, database: str, parameters: Mapping[str, str] | None = None) -> bytes:
-    """A StartupMessage."""
+def startup(
+    user: str, database: str, parameters: Mapping[str, str] | None = None, *, minor: int = 0
+) -> bytes:
+    """A StartupMessage of protocol 3.`minor`."""
     options = {"user": user, "database": database, **(parameters or {})}
     pairs = b"".join(text(name) + text(value) for name, value in options.items())
-    return frontend("", struct.pack("!i", _VERSION_3_0), pairs, b"\0")
+    return frontend("", struct.pack("!i", _VERSION_3_0 + minor), pairs, b"\0")
 
 
 def query(statement: str) -> bytes:
@@ -193,10 +195,11 @@ class Talker:
         database: str,
         parameters: Mapping[str, str] | None = None,
         *,
+        minor: int = 0,
         then: bytes = b"",
     ) -> None:
         """Send the StartupMessage, and in the same segment what is `then` to follow it."""
-        self.send(startup(user, database, parameters), then)
+        self.send(startup(user, database, parameters, minor=minor), then)
 
     def log_in(
         self,

@@ -68,10 +68,21 @@ def _eager_logins(stage: Stage) -> None:
         talker.drain()
 
 
+def _newer_logins(stage: Stage) -> None:
+    """Clients of a newer protocol, and with extensions: what is not known here is negotiated."""
+    for user in (USER, MD5_USER, SCRAM_USER, QUERY_USER):
+        for minor, parameters in ((2, {}), (0, {"_pq_.one": "1", "_pq_.two": "2"})):
+            talker = stage.talker(f"{user} of 3.{minor}")
+            talker.start_up(user, stage.database, parameters, minor=minor)
+            talker.finish_login(user, SECRET)
+            talker.ask(query(act(f"{user} {minor}")))
+
+
 _BY_RULE = {"auth_type": "hba"}
 
 WORKLOADS = (
     Workload("logins", _logins, settings=_BY_RULE),
     Workload("plain-logins", _plain_logins, settings=_BY_RULE),
     Workload("eager-logins", _eager_logins, settings=_BY_RULE),
+    Workload("newer-logins", _newer_logins, settings=_BY_RULE),
 )
