@@ -100,12 +100,17 @@ static void finish_doomed(uint32_t slot, PgSocket *sk)
  * Order of the lists.
  */
 
+static bool waits_for_server(const PgSocket *sk, const struct KeeperCopy *c)
+{
+	return !is_server_socket(sk) && (c->state == CL_WAITING || c->state == CL_WAITING_LOGIN);
+}
+
 static int by_age(const void *a, const void *b)
 {
 	const PgSocket *l = *(PgSocket *const *)a, *r = *(PgSocket *const *)b;
 	const struct KeeperCopy *lc = &keeper_adoptee[l->keeper_slot].copy, *rc = &keeper_adoptee[r->keeper_slot].copy;
-	uint64_t lt = is_server_socket(l) || !lc->wait_start ? lc->request_time : lc->wait_start;
-	uint64_t rt = is_server_socket(r) || !rc->wait_start ? rc->request_time : rc->wait_start;
+	uint64_t lt = waits_for_server(l, lc) ? lc->wait_start : lc->request_time;
+	uint64_t rt = waits_for_server(r, rc) ? rc->wait_start : rc->request_time;
 
 	if (lt != rt)
 		return lt < rt ? -1 : 1;
@@ -115,7 +120,7 @@ static int by_age(const void *a, const void *b)
 /* time in which nobody served does not count against those who waited, or had not logged in yet */
 static void extend_deadlines(PgSocket *client, const struct KeeperCopy *c, uint64_t down_us)
 {
-	bool waits = client->state == CL_WAITING || client->state == CL_WAITING_LOGIN;
+	bool waits = waits_for_server(client, c);
 
 	client->wait_start = c->wait_start ? c->wait_start + down_us : 0;
 	if (client->state == CL_LOGIN || client->state == CL_WAITING_LOGIN || client->wait_for_welcome)

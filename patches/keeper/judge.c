@@ -104,12 +104,14 @@ static bool find_read(uint32_t slot, struct KeeperCopy *c, const struct KeeperAc
 	if (!note || note->rx != c->rx || !note->iobuf || note->iobuf > keeper_store.header->iobufs
 	    || note->position > keeper_store.header->pkt_buf)
 		return false;
-	if (c->io == note->iobuf && c->io_recv == note->position)
-		return true;
-	if (c->io_done != c->io_recv)
-		return false;
-	c->io = note->iobuf;
-	c->io_done = c->io_parse = c->io_recv = note->position;
+	if (c->io != note->iobuf || c->io_recv != note->position) {
+		if (c->io_done != c->io_recv)
+			return false;
+		c->io = note->iobuf;
+		c->io_done = c->io_parse = c->io_recv = note->position;
+	}
+	/* what was read first is dealt with first: who waits for a server keeps his place */
+	c->request_time = get_cached_time() - KEEPER_READS + (note - keeper_store.header->read);
 	return true;
 }
 

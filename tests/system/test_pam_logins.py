@@ -95,7 +95,6 @@ class Judge:
         """Let it answer, also what it was asked earlier."""
         fcntl.flock(self._gate, fcntl.LOCK_UN)
 
-
     def close(self) -> None:
         """Answer all."""
         self._gate.close()

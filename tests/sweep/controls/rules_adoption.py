@@ -116,6 +116,18 @@ RULES = (
         "the server goes to the wrong client",
     ),
     Broken(
+        "what was read first is forgotten",
+        (
+            Change(
+                _JUDGE,
+                "c->request_time = get_cached_time()"
+                " - KEEPER_READS + (note - keeper_store.header->read);",
+            ),
+        ),
+        Hunt(workload("turns"), partial(every, 1, 200)),
+        "the server goes to the wrong client, though nobody has been told that he waits",
+    ),
+    Broken(
         "outstanding requests are lost",
         (Change(_REBUILD, "if (is_server && !rebuild_requests(sk, c))", "if (false)"),),
         Hunt(workload("extended"), partial(every, 3)),

@@ -37,6 +37,21 @@ def _queue(stage: Stage) -> None:
             client.ready()
 
 
+def _turns(stage: Stage) -> None:
+    """Who asked last the time before asks first, and nothing is committed until all have asked."""
+    clients = [stage.client(name) for name in "abcd"]
+    a, waiting = clients[0], clients[:0:-1]
+    for turn in range(3):
+        a.ask(query("BEGIN"))
+        for client in waiting:
+            client.send(query(act(f"{client.name}{turn}")))
+            client.await_read()
+        a.ask(query("COMMIT"))
+        for client in waiting:
+            client.ready()
+        waiting.reverse()
+
+
 def _resync(stage: Stage) -> None:
     """Buffers full of a little that can be sent and a Parse that lacks only its end."""
     a, b = stage.client("a"), stage.client("b")
@@ -119,6 +134,7 @@ def _new_statement(stage: Stage) -> None:
 
 WORKLOADS = (
     Workload("queue", _queue, pool="pool_size=1"),
+    Workload("turns", _turns, pool="pool_size=1"),
     Workload("resync", _resync, pool="pool_size=1"),
     Workload("halves", _halves, pool="pool_size=1", warm=one_server),
     Workload("beside", _beside, pool="pool_size=1", warm=one_server),
