@@ -50,6 +50,7 @@ def test_a_broken_rule_is_noticed(rule: Broken, mutants: Mutants, run_hunt: RunH
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("rule", COVERED, ids=lambda rule: rule.name)
 def test_a_rule_that_is_covered_is_not_missed(
     rule: Broken, mutants: Mutants, run_hunt: RunHunt
@@ -65,6 +66,7 @@ def test_with_all_rules_kept_nothing_differs(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_with_all_rules_kept_nothing_differs_anywhere(
     workload: Workload, patched_binary: Path, run_hunt: RunHunt
