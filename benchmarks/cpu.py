@@ -8,28 +8,22 @@ kernel's own account of the process is taken (/proc/PID/schedstat, nanoseconds).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import signal
 import statistics
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.instructions import PROTOCOLS, SETTINGS
+from benchmarks.instructions import PROTOCOLS
 from benchmarks.load import pgbench_transactions
-from testbed import binaries
-from testbed.bouncer import Bouncer
-from testbed.keeper import Keeper
-from testbed.postgres import Postgres
-from testbed.process import Process
-from testbed.rundir import RunDir
+from benchmarks.pair import pair
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from testbed.pooler import Pooler
+    from testbed.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pgbouncer", type=Path, help="another patched binary than the built one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    with (
-        RunDir() as run_dir,
-        Postgres(run_dir) as postgres,
-        Bouncer(
-            run_dir, postgres, binaries.vanilla(), name="unpatched", settings=SETTINGS
-        ) as bouncer,
-        kept(run_dir, postgres, options.pgbouncer or binaries.patched()) as keeper,
-    ):
+    with pair(options.pgbouncer) as both:
         poolers: tuple[tuple[Pooler, int], ...] = (
-            (bouncer, bouncer.pid),
-            (keeper, keeper.bouncer_pid),
+            (both.unpatched, both.unpatched.pid),
+            (both.kept, both.kept.bouncer_pid),
         )
         figures = [
-            _measure(run_dir, poolers, protocol, options)
+            _measure(both.run_dir, poolers, protocol, options)
             for protocol in options.protocol or PROTOCOLS
         ]
     if options.json:
@@ -81,22 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"   {figure.ratio:.3f} ({figure.lower:.3f} .. {figure.upper:.3f})"
         )
     return 0
-
-
-@contextlib.contextmanager
-def kept(run_dir: RunDir, postgres: Postgres, binary: Path) -> Iterator[Keeper]:
-    """A kept pgbouncer that is started as the unpatched one is, not by the hanger."""
-    keeper = Keeper(
-        run_dir, postgres, binary, name="kept", settings=SETTINGS, options=["--no-supervise"]
-    )
-    command = [run_dir.usable(binary), keeper.ini_path]
-    process = Process(run_dir, "kept-pgbouncer", command, output=keeper.output.path)
-    try:
-        keeper.start()
-        yield keeper
-        process.stop(signal.SIGKILL)
-    finally:
-        keeper.close(check_descriptors=False)
 
 
 def _measure(

@@ -4,7 +4,7 @@ What the keeper adds is user-space work alone: it makes no system call of its ow
 `perf record` says how much of each program's time is spent in user space; with the time in the
 kernel as the measure that both share, the difference is the keeper's cost. Paired CPU seconds
 (`benchmarks.cpu`) say the same, but vary by several percent with how the scheduler happens to group
-wake-ups; this does not. Needs perf (linux-perf) and pgbench.
+wake-ups; this varies by half a percent or so. Needs perf (linux-perf) and pgbench.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.cpu import kept
-from benchmarks.instructions import PROTOCOLS, SETTINGS
+from benchmarks.instructions import PROTOCOLS
 from benchmarks.load import pgbench_transactions
-from testbed import binaries
-from testbed.bouncer import Bouncer
-from testbed.postgres import Postgres
-from testbed.rundir import RunDir
+from benchmarks.pair import pair
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from testbed.pooler import Pooler
+    from testbed.rundir import RunDir
 
 _FREQUENCY_HZ = 4999
 
@@ -67,20 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if shutil.which("perf") is None:
         parser.error("perf is not installed: apt-get install linux-perf")
-    with (
-        RunDir() as run_dir,
-        Postgres(run_dir) as postgres,
-        Bouncer(
-            run_dir, postgres, binaries.vanilla(), name="unpatched", settings=SETTINGS
-        ) as bouncer,
-        kept(run_dir, postgres, options.pgbouncer or binaries.patched()) as keeper,
-    ):
+    with pair(options.pgbouncer) as both:
+        bouncer, keeper = both.unpatched, both.kept
         print("user space for each second in the kernel   unpatched   keeper   cost   samples")
         for protocol in options.protocol or PROTOCOLS:
             plain, patched = Samples(Counter(), 0), Samples(Counter(), 0)
             for _ in range(options.rounds):
-                plain = _more(plain, run_dir, bouncer, bouncer.pid, protocol, options)
-                patched = _more(patched, run_dir, keeper, keeper.bouncer_pid, protocol, options)
+                plain = _more(plain, both.run_dir, bouncer, bouncer.pid, protocol, options)
+                patched = _more(
+                    patched, both.run_dir, keeper, keeper.bouncer_pid, protocol, options
+                )
             print(
                 f"{protocol:<41}{plain.user_per_kernel:>11.4f}{patched.user_per_kernel:>9.4f}"
                 f"{cost(plain, patched):>7.1%}{patched.user.total() + patched.kernel:>10}"

@@ -154,8 +154,9 @@ static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
 
 /*
  * Note where a recv of this slot puts its bytes, instead of a commit before
- * it.  The true copy must be the present owner's.  False if the true copy and a note would not tell exactly where all of
- * the slot's unread bytes lie: then the recv must be committed.
+ * it.  The true copy must be the present owner's.  False if it and a note would
+ * not tell exactly where all of the slot's unread bytes lie: then the recv must
+ * be committed.
  */
 static inline bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t rx, uint32_t iobuf,
 					  uint32_t position)
