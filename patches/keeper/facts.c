@@ -4,6 +4,7 @@
  */
 #include "bouncer.h"
 
+#include <usual/endian.h>
 #include <usual/err.h>
 
 #include "keeper/internal.h"
@@ -416,6 +417,36 @@ static PgCredentials *read_user(const struct KeeperCopy *copy, PgDatabase **db_p
 	return credentials;
 }
 
+/*
+ * Is this what add_welcome_parameter() makes?  Each client that logs in would
+ * get it: one whose driver is confused by it has no other way to notice.
+ */
+static bool welcome_ok(const uint8_t *welcome, size_t size)
+{
+	static const uint8_t authentication_ok[] = { PqMsg_AuthenticationRequest, 0, 0, 0, 8, 0, 0, 0, 0 };
+	const uint8_t *pos = welcome + sizeof(authentication_ok);
+	const uint8_t *end = welcome + size;
+
+	if (size < sizeof(authentication_ok) || memcmp(welcome, authentication_ok, sizeof(authentication_ok)) != 0)
+		return false;
+	while (pos < end) {
+		const uint8_t *name, *value;
+		uint32_t len;
+
+		if (end - pos < NEW_HEADER_LEN || *pos != PqMsg_ParameterStatus)
+			return false;
+		len = be32dec(pos + 1);
+		name = pos + NEW_HEADER_LEN;
+		if (len < 4 || len >= (size_t) (end - pos))
+			return false;
+		pos += 1 + len;
+		value = memchr(name, 0, pos - name);
+		if (!value || memchr(value + 1, 0, pos - (value + 1)) != pos - 1)
+			return false;
+	}
+	return true;
+}
+
 static PgPool *read_pool(const struct KeeperCopy *copy, bool *changed_p)
 {
 	struct KeeperUnpack unpack;
@@ -450,7 +481,7 @@ static PgPool *read_pool(const struct KeeperCopy *copy, bool *changed_p)
 	if (!keeper_read_vars(&unpack, record.n_vars, &pool->orig_vars))
 		return NULL;
 	welcome = keeper_unpack_bytes(&unpack, &len);
-	if (record.welcome_ready && welcome && !pool->welcome_msg) {
+	if (record.welcome_ready && welcome && !pool->welcome_msg && welcome_ok(welcome, len)) {
 		pool->welcome_msg = pktbuf_dynamic(len + 1);
 		if (!pool->welcome_msg)
 			return NULL;

@@ -37,8 +37,9 @@ def _bursts(stage: Stage) -> None:
     for length in (4096, 4096, 8192, 4095, 4097, 4096):
         statement = act(f"burst of {length}")
         a.ask(query(f"{statement} /* {'.' * (length - len(statement) - 13)} */"))
-    # PostgreSQL sends 8192 bytes at a time, whenever its rows have filled them.
-    a.send(query("SELECT n, repeat('x', 900), pg_sleep(0.0005) FROM generate_series(1, 80) n"))
+    # PostgreSQL sends 8192 bytes at a time, whenever its rows have filled them; it is at it for
+    # longer than a new server needs for its login after a kill, so that "b" gets that one.
+    a.send(query("SELECT n, repeat('x', 900), pg_sleep(0.002) FROM generate_series(1, 80) n"))
     # Requests of two clients that come while nobody serves have no order.
     a.await_read()
     b.ask(query(act("meanwhile")))
