@@ -26,28 +26,39 @@ class Evidence:
     """What the logs say.
 
     `bouncers` counts pgbouncers of the suite, `unkept` has a line for each that was not kept as
-    it should be, `unheld` counts by reason the sessions that would not have survived.
+    it should be, `unheld` counts by reason the sessions that would not have survived, `kills` the
+    processes that were killed.
     """
 
     bouncers: int
     unkept: tuple[str, ...]
     unheld: Counter[str]
+    kills: int = 0
 
 
-def collect(folder: Path) -> Evidence:
-    """Read the logs of all pgbouncers whose folders lie somewhere below `folder`."""
+def collect(folder: Path, *, killed: bool = False) -> Evidence:
+    """Read the logs of all pgbouncers whose folders lie somewhere below `folder`.
+
+    `killed`: as they should be, they were killed and had successors.
+    """
     logs = sorted(folder.rglob(_BOUNCER_LOG))
     unheld: Counter[str] = Counter()
     unkept = []
+    kills = 0
     for log in logs:
         hanger = LogFile(log.with_name(HANGER_LOG))
         events = list(_events(hanger.read()))
         unheld.update(event["reason"] for event in events if event["event"] == "session-unheld")
-        wrong = [*_wrong(events, LogFile(log)), *_broken(hanger), *_broken(LogFile(log))]
+        kills += sum(_was_killed(event) for event in events)
+        if killed:
+            events = [event for event in events if not _was_killed(event)]
+        wrong = [*_wrong(events), *_broken(hanger), *_broken(LogFile(log))]
+        if not killed:
+            wrong += _miscounted(events, LogFile(log))
         wrong += [f"{path.name} was left" for path in log.parent.iterdir() if path.is_socket()]
         if wrong:
             unkept.append(f"{log.parent.relative_to(folder)}: {'; '.join(wrong)}")
-    return Evidence(len(logs), tuple(unkept), unheld)
+    return Evidence(len(logs), tuple(unkept), unheld, kills)
 
 
 def _events(text: str) -> Iterator[dict[str, Any]]:
@@ -57,14 +68,22 @@ def _events(text: str) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _wrong(events: list[dict[str, Any]], bouncer: LogFile) -> Iterable[str]:
+def _was_killed(event: dict[str, Any]) -> bool:
+    return event["event"] == "bouncer-ended" and event["how"] == "killed by SIGKILL"
+
+
+def _miscounted(events: list[dict[str, Any]], bouncer: LogFile) -> Iterable[str]:
+    known = Counter(event["event"] for event in events)["bouncer-active"]
+    adopted = len(_ADOPTED.findall(bouncer.read()))
+    if events and (not adopted or adopted != known):
+        yield f"{adopted} adoptions, of which the hanger knows {known}"
+
+
+def _wrong(events: list[dict[str, Any]]) -> Iterable[str]:
     names = Counter(event["event"] for event in events)
     if not events:
         yield "it has no hanger"
         return
-    adopted = len(_ADOPTED.findall(bouncer.read()))
-    if not adopted or adopted != names["bouncer-active"]:
-        yield f"{adopted} adoptions, of which the hanger knows {names['bouncer-active']}"
     if (
         events[-1]["event"] != "hanger-stopped"
         or names["hanger-stopped"] != names["hanger-started"]

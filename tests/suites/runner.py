@@ -71,13 +71,17 @@ class UpstreamSuite:
         self._bytecode = run_dir.path / "suite-bytecode"
         self._nursery = run_dir.folder("nursery") / "socket"
         self._kept: set[Path] = set()
+        self._killed: set[Path] = set()
 
-    def copy(self, name: str, binary: Path, *, kept: bool = False) -> Path:
+    def copy(
+        self, name: str, binary: Path, *, kept: bool = False, kill_every_s: float = 0.0
+    ) -> Path:
         """What of the source tree the suite reads, beside `binary`, owned by the account.
 
         The suite expects the executable in the folder above its own, makes its certificates in
         its own, and reads a limit and the TLS support from the source. `name` must be new. With
-        `kept` each pgbouncer that it starts has a hanger of its own.
+        `kept` each pgbouncer that it starts has a hanger of its own; `kill_every_s`: and is killed
+        again and again, see `stand_in`.
         """
         tree = self._run_dir.folder(name)
         for part in ("test", "pyproject.toml", "config.mak", "include/bouncer.h"):
@@ -89,9 +93,11 @@ class UpstreamSuite:
                 shutil.copyfile(source, target)
         program = tree / "pgbouncer"
         if kept:
-            program.write_text(self._stand_in(binary))
+            program.write_text(self._stand_in(binary, kill_every_s))
             _be_patient(tree / "test" / "utils.py")
             self._kept.add(tree)
+            if kill_every_s:
+                self._killed.add(tree)
         else:
             shutil.copyfile(binary, program)
         program.chmod(0o755)
@@ -99,7 +105,7 @@ class UpstreamSuite:
             give(path, self._run_dir.account)
         return tree
 
-    def _stand_in(self, binary: Path) -> str:
+    def _stand_in(self, binary: Path, kill_every_s: float) -> str:
         """A script that the suite takes for pgbouncer; see `stand_in`."""
         python = usable_interpreter(self._run_dir)
         script = self._run_dir.path / "stand_in.py"
@@ -110,7 +116,8 @@ class UpstreamSuite:
         cache = f"-Xpycache_prefix={self._bytecode}"
         words = (
             *(python.executable, "-I", "-S", cache, script),
-            *(self._nursery, python.executable, packages, self._run_dir.usable(binary)),
+            *(self._nursery, python.executable, packages, kill_every_s),
+            self._run_dir.usable(binary),
         )
         command = shlex.join(map(str, words))
         return f'#!/bin/sh\nexec {command} "$@"\n'
@@ -148,7 +155,7 @@ class UpstreamSuite:
             raise ProcessFailedError(name, f"pytest ended with {code}", log.read_text()[-5000:])
         if left := self._run_dir.processes(name):
             raise LeftBehindError("PgBouncer's own suite", left)
-        evidence = collect(tree / part[0])
+        evidence = collect(tree / part[0], killed=tree in self._killed)
         # Half a gigabyte of clusters.
         shutil.rmtree(tree / part[0])
         return Run(read_junit(report), tree, part, evidence)

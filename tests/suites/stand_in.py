@@ -1,9 +1,10 @@
 """Run in place of pgbouncer by PgBouncer's own suite: the same, but kept by a hanger.
 
-`stand_in.py NURSERY PYTHON PACKAGES PGBOUNCER OPTION... [INI]`: the nursery at that socket makes a
-hanger, which listens and starts PGBOUNCER; PYTHON with PACKAGES runs other commands of pgkeeper. It
-lives as long as that hanger, whose log it leaves beside the ini. What the suite does to its
-pgbouncer means:
+`stand_in.py NURSERY PYTHON PACKAGES KILL_EVERY PGBOUNCER OPTION... [INI]`: the nursery at that
+socket makes a hanger, which listens and starts PGBOUNCER; PYTHON with PACKAGES runs other commands
+of pgkeeper. It lives as long as that hanger, whose log it leaves beside the ini. KILL_EVERY is the
+time in seconds, on average, from one SIGKILL of pgbouncer to the next; 0 is never. What the suite
+does to its pgbouncer means:
 
 - SIGQUIT, its way to stop one, and SIGTERM, SIGINT: SIGTERM to the hanger. (A pgbouncer that gets
   them leaves its sessions with the hanger, which starts the next one.)
@@ -18,11 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HANGER_LOG = "hanger.log"
@@ -41,8 +44,17 @@ _TO_BOUNCER = (signal.SIGUSR1, signal.SIGUSR2)
 class StandIn:
     """One pgbouncer of the suite, known by its ini."""
 
-    def __init__(self, nursery: str, python: str, packages: str, pgbouncer: str, ini: str) -> None:
+    def __init__(
+        self,
+        nursery: str,
+        python: str,
+        packages: str,
+        kill_every_s: float,
+        pgbouncer: str,
+        ini: str,
+    ) -> None:
         self._nursery = nursery
+        self._kill_every_s = kill_every_s
         self._ini = Path(ini).absolute()
         self._folder = self._ini.parent
         # Beside pgbouncer's own Unix socket, with a shorter name: where that fits, this does.
@@ -83,19 +95,37 @@ class StandIn:
         self._stay_with(hanger)
 
     def _stay_with(self, hanger: int) -> None:
-        """Pass signals on until the hanger has ended."""
+        """Pass signals on until the hanger has ended, and kill pgbouncer meanwhile."""
         (self._folder / _PIDS).write_text(f"{hanger} {os.getpid()}")
         handle = os.pidfd_open(hanger)
         poll = select.poll()
         poll.register(handle, select.POLLIN)
         poll.register(self._signals, select.POLLIN)
-        while handle not in dict(poll.poll()):
-            for byte in os.read(self._signals, 64):
-                number = signal.Signals(byte)
-                if number in _TO_HANGER:
-                    signal.pidfd_send_signal(handle, _TO_HANGER[number])
-                else:
-                    _signal_children(hanger, number)
+        kill_at = self._wait_to_kill()
+        ready: dict[int, int] = {}
+        while handle not in ready:
+            left_ms = max(0.0, (kill_at - time.monotonic()) * 1000) if self._kill_every_s else None
+            ready = dict(poll.poll(left_ms))
+            if self._signals in ready:
+                self._pass_on(hanger, handle)
+            elif not ready:
+                _signal_children(hanger, signal.SIGKILL)
+                kill_at = self._wait_to_kill()
+
+    def _wait_to_kill(self) -> float:
+        """When to kill next, on the monotonic clock: at no even pace."""
+        return time.monotonic() + random.uniform(0.0, 2.0) * self._kill_every_s
+
+    def _pass_on(self, hanger: int, handle: int) -> None:
+        for byte in os.read(self._signals, 64):
+            number = signal.Signals(byte)
+            if number in _TO_HANGER:
+                if _TO_HANGER[number] == signal.SIGTERM:
+                    # It may say goodbye in peace.
+                    self._kill_every_s = 0.0
+                signal.pidfd_send_signal(handle, _TO_HANGER[number])
+            else:
+                _signal_children(hanger, number)
 
 
 def _signal_children(parent: int, number: signal.Signals) -> None:
@@ -106,10 +136,10 @@ def _signal_children(parent: int, number: signal.Signals) -> None:
 
 def main() -> None:
     """See the module."""
-    nursery, python, packages, pgbouncer, *options, ini = sys.argv[1:]
+    nursery, python, packages, kill_every_s, pgbouncer, *options, ini = sys.argv[1:]
     if ini.startswith("-"):
         os.execv(pgbouncer, [pgbouncer, *options, ini])  # --help, --version
-    stand_in = StandIn(nursery, python, packages, pgbouncer, ini)
+    stand_in = StandIn(nursery, python, packages, float(kill_every_s), pgbouncer, ini)
     if "--reboot" in options:
         stand_in.reboot()
     else:

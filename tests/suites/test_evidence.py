@@ -46,6 +46,18 @@ def test_a_socket_that_was_left_is_named(tmp_path: Path) -> None:
     assert collect(tmp_path).unkept == ("one: keeper was left",)
 
 
+def test_kills_are_counted(tmp_path: Path) -> None:
+    kill = event("bouncer-ended", "warning", how="killed by SIGKILL")
+    crash = event("bouncer-ended", "warning", how="killed by SIGSEGV")
+    write(tmp_path / "one", ADOPTED, [*GOOD[:-1], kill, kill, GOOD[-1]])
+    assert collect(tmp_path, killed=True) == Evidence(1, (), Counter(), 2)
+    assert len(collect(tmp_path).unkept) == 1
+    write(tmp_path / "two", ADOPTED, [*GOOD[:-1], kill, crash, GOOD[-1]])
+    (line,) = collect(tmp_path, killed=True).unkept
+    assert line.startswith("two: ")
+    assert "SIGSEGV" in line
+
+
 @pytest.mark.parametrize(
     ("bouncer", "hanger", "complaint"),
     [
@@ -57,7 +69,7 @@ def test_a_socket_that_was_left_is_named(tmp_path: Path) -> None:
         (ADOPTED, [*GOOD, *GOOD[:1]], "its hanger did not end in order"),
         (ADOPTED, [*GOOD[:-1], *GOOD], "1 adoptions, of which the hanger knows 2"),
         (ADOPTED, [event("protocol-error", "error"), *GOOD], "protocol-error"),
-        (ADOPTED, [event("bouncer-ended", "warning"), *GOOD], "bouncer-ended"),
+        (ADOPTED, [event("bouncer-ended", "warning", how="exit code 1"), *GOOD], "bouncer-ended"),
         (ADOPTED, [event("sessions-lost", "warning"), *GOOD], "sessions-lost"),
         (ADOPTED, ["Traceback (most recent call last):", *GOOD], "hanger.log: Traceback"),
         (f"{ADOPTED}\nFATAL @src/x.c", GOOD, "test.log: FATAL @src/x.c"),
