@@ -312,6 +312,7 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 	const SBuf *sbuf = &sk->sbuf;
 	const IOBuf *io = sbuf->io;
 	uint32_t link = slot_of(sk->link), dst = 0, flags;
+	uint8_t wait_type;
 	uint64_t check;
 
 	if (!is_calm(sk, l))
@@ -352,7 +353,9 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 	}
 	if (l->full || l->bypass || (!link && sk->link))
 		flags |= KEEPER_F_VOLATILE;
-	check += put(copy, WORD(kind), PART(kind, l->kind) | PART(state, sk->state) | PART(wait_type, sbuf->wait_type)
+	/* SUSPEND ends with the console that asked for it, and that with the process */
+	wait_type = sk->suspended ? KEEPER_WAIT_RECV : sbuf->wait_type;
+	check += put(copy, WORD(kind), PART(kind, l->kind) | PART(state, sk->state) | PART(wait_type, wait_type)
 		     | PART(pkt_action, sbuf->pkt_action) | PART(flags, flags));
 
 	if (l->cold_in[which] != l->cold) {

@@ -11,7 +11,7 @@ import pytest
 
 from testbed import RawClient, wait_until
 from testbed.errors import ServerError
-from testbed.pooler import POOL_MODES
+from testbed.pooler import ADMIN, POOL_MODES
 
 if TYPE_CHECKING:
     from testbed import Bouncer, Keeper, Postgres
@@ -60,6 +60,20 @@ def test_pause_of_one_database(keeper: Keeper) -> None:
         wait_until(lambda: waiting(keeper) == 1, what="the query waits")
         keeper.admin("RESUME transaction")
         assert answer.result(10).fetchall() == [(1,)]
+
+
+def test_suspend_ends_with_its_console(keeper: Keeper) -> None:
+    """As always when the console that asked for it disconnects; the sessions live on."""
+    with (
+        contextlib.closing(keeper.connect()) as idle,
+        contextlib.closing(keeper.connect(dbname="session")) as busy,
+        contextlib.closing(keeper.connect(dbname="pgbouncer", user=ADMIN)) as console,
+    ):
+        pids = [one.execute("SELECT pg_backend_pid()").fetchall() for one in (idle, busy)]
+        busy.execute("BEGIN")
+        console.execute("SUSPEND")
+        keeper.kill_bouncer()
+        assert [one.execute("SELECT pg_backend_pid()").fetchall() for one in (idle, busy)] == pids
 
 
 def test_a_disabled_database(keeper: Keeper) -> None:
