@@ -22,8 +22,8 @@
 #define MANY_FREED		256
 
 static uint32_t *pending, n_pending;
-static struct event retry_event;
-static bool retrying;
+static struct event retry_event, lazy_event;
+static bool retrying, lazy;
 
 void keeper_loop_setup(void)
 {
@@ -44,6 +44,22 @@ static void retry_cb(evutil_socket_t sock, short flags, void *arg)
 {
 	/* waking the loop is all: keeper_loop_end() follows */
 	retrying = false;
+}
+
+static void lazy_cb(evutil_socket_t sock, short flags, void *arg)
+{
+	lazy = false;
+}
+
+/* a loop in which nothing happens would not end before the janitor's next round */
+static void commit_soon(void)
+{
+	static struct timeval period = { 0, LAZY_PERIOD };
+
+	if (lazy)
+		return;
+	evtimer_assign(&lazy_event, pgb_event_base, lazy_cb, NULL);
+	lazy = evtimer_add(&lazy_event, &period) == 0;
 }
 
 /* flush what waits; collect what can be closed */
@@ -205,8 +221,12 @@ void keeper_loop_end(void)
 		if (keeper_store.n_free_slot < LOW)
 			make_room();
 	}
-	if (keeper_store.n_dirty && commit_is_due())
-		keeper_commit(KEEPER_ACT_NONE, 0, 0);
+	if (keeper_store.n_dirty) {
+		if (commit_is_due())
+			keeper_commit(KEEPER_ACT_NONE, 0, 0);
+		else
+			commit_soon();
+	}
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
 	__atomic_store_n(&keeper_store.header->heartbeat,
