@@ -74,6 +74,7 @@ class Flag(IntFlag):
     DOOM_NOTIFY = 1 << 18
     UNIX = 1 << 19
     CONSOLE = 1 << 20
+    WAIT_FOR_RESPONSE = 1 << 21
 
 
 class BlobKind(IntEnum):

@@ -273,9 +273,11 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 		errno = EAGAIN;
 		return -1;
 	}
-	if (!source) {
+	/* not behind what waits in a PktBuf */
+	if (!source && !l->answer_outside) {
 		if (keeper_outbox_append(slot, data, len))
 			return len;
+		l->answer_outside = sk->pool && sk->pool->db->admin;
 	}
 	if (l->outbox && !keeper_outbox_flush(slot)) {
 		errno = EAGAIN;

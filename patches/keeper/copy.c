@@ -56,6 +56,7 @@ void keeper_flags_setup(void)
 	FIND(user_connection_counted, KEEPER_F_USER_COUNTED);
 	FIND(admin_user, KEEPER_F_ADMIN_USER);
 	FIND(own_user, KEEPER_F_OWN_USER);
+	FIND(wait_for_response, KEEPER_F_WAIT_FOR_RESPONSE);
 #undef FIND
 	first_byte = bits[0].byte;
 	for (i = 1; i < n; i++) {
@@ -249,8 +250,18 @@ static inline bool is_calm(const PgSocket *sk, const struct KeeperLocal *l)
 	       && !mbuf_avail_for_read(&sk->sbuf.extra_packets);
 }
 
+/*
+ * A console whose command a successor could neither begin again nor carry on.
+ * SUSPEND ends when the console that asked for it has gone.
+ */
+static bool is_lost_console(const struct KeeperLocal *l)
+{
+	return l->in_command || l->answer_outside || cf_pause_mode == P_SUSPEND;
+}
+
 static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 {
+	bool is_console = !is_server_socket(sk) && sk->pool && sk->pool->db->admin;
 	bool settled;
 
 	l->full = false;
@@ -270,13 +281,13 @@ static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 	l->fixed_flags = 0;
 	if (l->is_unix)
 		l->fixed_flags |= KEEPER_F_UNIX;
-	if (!is_server_socket(sk) && sk->pool && sk->pool->db->admin)
+	if (is_console && is_lost_console(l))
 		l->fixed_flags |= KEEPER_F_CONSOLE;
 	if (l->doomed)
 		l->fixed_flags |= KEEPER_F_DOOMED;
 	if (l->doom_notify)
 		l->fixed_flags |= KEEPER_F_DOOM_NOTIFY;
-	l->calm = settled && !l->full && !l->extra && l->packet_flag == CB_NONE && !l->canceled_server;
+	l->calm = settled && !l->full && !l->extra && l->packet_flag == CB_NONE && !l->canceled_server && !is_console;
 }
 
 static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)

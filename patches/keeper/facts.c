@@ -128,14 +128,17 @@ void keeper_settings_reloaded(void)
 }
 
 /*
- * Databases that the operator has paused or disabled: they need no pool for it.
+ * Databases that the operator has paused or disabled, or waits for: they need no pool for it.
  */
 
-static const char *const set_aside[] = { NULL, "paused", "disabled", "paused disabled" };
+static const char *const set_aside[] = {
+	NULL, "paused", "disabled", "paused disabled",
+	"awaited", "paused awaited", "disabled awaited", "paused disabled awaited"
+};
 
 static const char *state_of(const PgDatabase *db)
 {
-	return set_aside[(db->db_paused ? 1 : 0) + (db->db_disabled ? 2 : 0)];
+	return set_aside[(db->db_paused ? 1 : 0) + (db->db_disabled ? 2 : 0) + (db->db_wait_close ? 4 : 0)];
 }
 
 static void pack_databases(struct KeeperPack *pack, struct StatList *list, uint32_t *count_p)
@@ -162,6 +165,7 @@ static void read_database(const char *name, const char *state)
 		return;
 	db->db_paused = strstr(state, set_aside[1]) != NULL;
 	db->db_disabled = strstr(state, set_aside[2]) != NULL;
+	db->db_wait_close = strstr(state, set_aside[4]) != NULL;
 }
 
 void keeper_write_global(struct KeeperLocal *l, struct KeeperCopy *copy)
@@ -267,10 +271,19 @@ void keeper_mark_pools(void)
 	}
 }
 
-void keeper_mark_operator(void)
+/* no commit before it is done: it is begun again.  One that falls into it tells. */
+void keeper_command_begins(PgSocket *admin)
+{
+	if (admin->keeper_slot)
+		keeper_local[admin->keeper_slot].in_command = true;
+}
+
+void keeper_command_done(PgSocket *admin)
 {
 	if (!keeper_on)
 		return;
+	if (admin->keeper_slot)
+		keeper_local[admin->keeper_slot].in_command = false;
 	keeper_mark_global();
 	keeper_mark_pools();
 }

@@ -65,7 +65,8 @@ enum KeeperFlag {
 	KEEPER_F_DOOMED = 1 << 17,	/* being disconnected: recovery finishes it */
 	KEEPER_F_DOOM_NOTIFY = 1 << 18,
 	KEEPER_F_UNIX = 1 << 19,	/* Unix-domain socket: no byte counters in the kernel */
-	KEEPER_F_CONSOLE = 1 << 20,	/* session of the admin console: cannot be adopted */
+	KEEPER_F_CONSOLE = 1 << 20,	/* admin console in the middle of a command: cannot be adopted now */
+	KEEPER_F_WAIT_FOR_RESPONSE = 1 << 21,	/* admin console that waits for the end of PAUSE or WAIT_CLOSE */
 };
 
 /*
@@ -272,7 +273,7 @@ struct KeeperUserRecord {
 /*
  * KEEPER_GLOBAL.  Strings: names of the n_vars tracked parameters, then pairs
  * of key and value: console SETs in force, then pairs of name and state
- * ("paused", "disabled" or "paused disabled"): databases that the operator has
+ * (of "paused", "disabled" and "awaited", by WAIT_CLOSE): databases that the operator has
  * set aside, whether they have a pool or not.
  */
 struct KeeperGlobalRecord {

@@ -63,6 +63,8 @@ struct KeeperLocal {
 	uint32_t packet;
 	unsigned packet_written;	/* bytes of packet_cb_state.pkt that the blob holds, after its head */
 	bool doomed, doom_notify;
+	bool in_command;	/* console: commits now show what its command has done so far */
+	bool answer_outside;	/* console: the ledger had no room for an answer */
 	bool stale;		/* its record must be written anew */
 	uint64_t closing_since;
 	struct KeeperCatalog catalog;

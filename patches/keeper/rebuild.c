@@ -234,6 +234,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	rebuild_flags(sk, c->flags);
 	sk->admin_user = c->flags & KEEPER_F_ADMIN_USER ? 1 : 0;
 	sk->own_user = c->flags & KEEPER_F_OWN_USER ? 1 : 0;
+	sk->wait_for_response = c->flags & KEEPER_F_WAIT_FOR_RESPONSE ? 1 : 0;
 
 	sk->sbuf.sock = a->fd;
 	sk->sbuf.pkt_action = c->pkt_action;

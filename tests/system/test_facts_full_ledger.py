@@ -11,6 +11,7 @@ from testbed import RawClient, wait_until
 from testbed.bystander import Bystander
 from testbed.errors import ConnectionLostError, ServerError
 from testbed.ledgers import at_rest, ledger_of
+from testbed.pooler import ADMIN
 from testbed.rawclient import frontend, text
 
 if TYPE_CHECKING:
@@ -119,6 +120,26 @@ def fill_heap(keeper: Keeper, client: RawClient) -> int:
         prepare(client, f"s{number}", f"SELECT {number}{' ' * 60_000}")
     assert unheld_reasons(keeper)["client"]
     return needed
+
+
+def test_no_room_for_an_answer_of_the_console(keeper: Keeper) -> None:
+    """It comes all the same; the session that it went to is not held any more."""
+    with (
+        RawClient(keeper.host, keeper.port).login() as greedy,
+        RawClient(keeper.host, keeper.port).login(user=ADMIN, database="pgbouncer") as console,
+    ):
+        before = console.query("SHOW CONFIG")
+        fill_heap(keeper, greedy)
+        # All in one read of PgBouncer's, and so at one time in the ledger.
+        console.send(frontend("Q", text("SHOW CONFIG")) * 200)
+        for _ in range(200):
+            rows = [message for message in console.until_ready() if message.kind == "D"]
+            assert len(rows) == len(before)
+        assert [row.reason for row in keeper.sessions() if row.reason == "console"]
+        keeper.kill_bouncer()
+        # Without a word if the last bytes had left but were not committed yet.
+        with pytest.raises((ServerError, ConnectionLostError)):
+            console.read()
 
 
 def test_room_comes_back(keeper: Keeper) -> None:

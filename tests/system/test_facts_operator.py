@@ -62,6 +62,41 @@ def test_pause_of_one_database(keeper: Keeper) -> None:
         assert answer.result(10).fetchall() == [(1,)]
 
 
+def test_a_session_of_the_console(keeper: Keeper) -> None:
+    """It is held like any other, also by its rights."""
+    with contextlib.closing(keeper.connect(dbname="pgbouncer", user=ADMIN)) as console:
+        version = console.execute("SHOW VERSION").fetchall()
+        assert all(row.held for row in keeper.sessions())
+        for _ in range(2):
+            keeper.kill_bouncer()
+            assert console.execute("SHOW VERSION").fetchall() == version
+            console.execute("RECONNECT")
+
+
+def test_pause_waits_through_a_kill(keeper: Keeper) -> None:
+    """It ends when the transaction does, and the operator who waits is told."""
+    with (
+        contextlib.closing(keeper.connect()) as busy,
+        contextlib.closing(keeper.connect(dbname="pgbouncer", user=ADMIN)) as console,
+        ThreadPoolExecutor() as threads,
+    ):
+        busy.execute("BEGIN")
+        pause = threads.submit(console.execute, "PAUSE")
+        wait_until(lambda: paused(keeper), what="it pauses")
+        keeper.kill_bouncer()
+        assert not pause.done()
+        busy.execute("COMMIT")
+        pause.result(10)
+        console.execute("RESUME")
+        assert busy.execute("SELECT 1").fetchall() == [(1,)]
+
+
+def paused(keeper: Keeper) -> bool:
+    """Whether PAUSE is in force, or about to be."""
+    state = {row["key"]: str(row["value"]) for row in keeper.admin("SHOW STATE")}
+    return state["paused"] == "yes"
+
+
 def test_suspend_ends_with_its_console(keeper: Keeper) -> None:
     """As always when the console that asked for it disconnects; the sessions live on."""
     with (

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from testbed import RawClient, wait_until
+from testbed import RawClient
 from testbed.account import give
 from testbed.bystander import Bystander
 from testbed.errors import ConnectionLostError, ServerError
 from testbed.ledgers import check_ledger
 from testbed.pooler import ADMIN
-from testbed.rawclient import frontend, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,12 +69,13 @@ def test_tls(make_keeper: MakeKeeper, certificate: tuple[Path, Path]) -> None:
             check_ledger(keeper)
 
 
-def test_the_console(keeper: Keeper) -> None:
+def test_a_console_that_suspended(keeper: Keeper) -> None:
+    """What it asked for ends with the process, so it is not held as if nothing had been."""
     with (
         Bystander(keeper),
         RawClient(keeper.host, keeper.port).login(user=ADMIN, database="pgbouncer") as console,
     ):
-        assert console.query("SHOW VERSION")
+        console.query("SUSPEND")
         (row,) = [row for row in keeper.sessions() if not row.held]
         assert (row.kind, row.reason) == ("client", "console")
         keeper.kill_bouncer()
@@ -86,26 +86,3 @@ def test_the_console(keeper: Keeper) -> None:
         with pytest.raises(ConnectionLostError):
             console.read()
         check_ledger(keeper)
-
-
-def test_a_console_that_waits_for_pause(keeper: Keeper) -> None:
-    """PAUSE does not end before the transaction does; the operator's session ends with the kill."""
-    with (
-        contextlib.closing(keeper.connect()) as busy,
-        RawClient(keeper.host, keeper.port).login(user=ADMIN, database="pgbouncer") as console,
-    ):
-        busy.execute("BEGIN")
-        console.send(frontend("Q", text("PAUSE")))
-        wait_until(lambda: paused(keeper), what="it pauses")
-        keeper.kill_bouncer()
-        with pytest.raises((ServerError, ConnectionLostError)):
-            console.read()
-        busy.execute("COMMIT")
-        keeper.admin("RESUME")
-        assert busy.execute("SELECT 1").fetchall() == [(1,)]
-
-
-def paused(keeper: Keeper) -> bool:
-    """Whether PAUSE is in force, or about to be."""
-    state = {row["key"]: str(row["value"]) for row in keeper.admin("SHOW STATE")}
-    return state["paused"] == "yes"

@@ -26,8 +26,6 @@ CONNECT_QUERY = "SET work_mem = 3072"
 _WRONG = re.compile(
     "could not go on|damaged|not held|ledger is full|Assert|FATAL|Sanitizer|runtime error|Traceback"
 )
-# adopt.c's lost_message() for a console; the others go on after these words.
-_CONSOLE_LOST = re.compile(r"could not go on: pgbouncer was restarted$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +58,9 @@ def _is_work(line: str) -> bool:
     return line.startswith(_WORK) and not line.endswith(CONNECT_QUERY)
 
 
-def alarms(text: str, *, console: bool = False) -> list[str]:
-    """The lines of the hanger's and PgBouncer's output that never stand there in an exact run.
-
-    With `console` those are no news that tell of a lost console session, and of nothing else.
-    """
-    return [
-        line
-        for line in text.splitlines()
-        if _WRONG.search(line) and not (console and _CONSOLE_LOST.search(line))
-    ]
+def alarms(text: str) -> list[str]:
+    """The lines of the hanger's and PgBouncer's output that never stand there in an exact run."""
+    return [line for line in text.splitlines() if _WRONG.search(line)]
 
 
 def differences(reference: Outcome, outcome: Outcome) -> list[str]:

@@ -7,8 +7,9 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from testbed.pooler import ADMIN
 from testbed.waiting import wait_until
-from tests.sweep.syscall.console import ask_console
+from tests.sweep.syscall.console import CONSOLE, ask_console
 from tests.sweep.syscall.talker import LostError, Talker, query
 
 if TYPE_CHECKING:
@@ -141,12 +142,14 @@ class Stage:
         self._await_hanger(f"one server, {state}", reached)
 
     def console(self, command: str) -> list[tuple[str | None, ...]]:
-        """Run a console command; its rows.
-
-        A console session does not outlive pgbouncer: a command whose answer was lost is given
-        again, so it must be one that may be given twice.
-        """
+        """Run a console command in a session of its own; its rows. Raises `LostError`."""
         return ask_console(self.port, command)
+
+    def operator(self, name: str) -> Talker:
+        """A session of the console."""
+        talker = self.talker(name)
+        talker.log_in(ADMIN, CONSOLE)
+        return talker
 
     def _held(self) -> tuple[int, int]:
         sessions = self._keeper.status().sessions
@@ -182,7 +185,7 @@ class Workload:
     `pool` are options of the ini's database, `settings` of [pgbouncer]. Before the kills begin
     `warm` runs and ends, for a pool with servers (it is new otherwise); then `opening`, whose
     clients are those of the script. With `absences` a death is followed by a time in which
-    something may happen; with `console` the loss of a console session is no loss.
+    something may happen.
     """
 
     name: str
@@ -192,7 +195,6 @@ class Workload:
     warm: Callable[[Stage], None] | None = None
     opening: Callable[[Stage], None] | None = None
     absences: bool = False
-    console: bool = False
 
 
 def act(tag: str) -> str:

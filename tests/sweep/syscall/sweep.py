@@ -241,7 +241,7 @@ class Sweep:
         with _noting(wrong):
             self._clear(database)
         output = keeper.output.read(output_start)
-        wrong += alarms(output, console=workload.console)
+        wrong += alarms(output)
         transcripts = {talker.name: bytes(talker.transcript) for talker in stage.talkers}
         outcome = Outcome(transcripts, tuple(tags), logged, tuple(wrong))
         return Run(outcome, tuple(tracer.deaths), tracer.count, tracer.adopted, output)

@@ -61,10 +61,3 @@ def test_the_servers_log_leaves_out_whom_we_do_not_ask_about() -> None:
 def test_a_lost_session_is_an_alarm() -> None:
     line = "WARNING keeper: a client session could not go on: pgbouncer was restarted"
     assert alarms(f"LOG process up\n{line}\n") == [line]
-
-
-def test_a_lost_console_is_one_only_where_nobody_asked_at_the_console() -> None:
-    line = "WARNING keeper: a client session could not go on: pgbouncer was restarted"
-    other = f"{line} while data of this session was in flight"
-    assert alarms(f"{line}\n{other}", console=True) == [other]
-    assert alarms(line) == [line]

@@ -1,4 +1,4 @@
-"""An operator at the admin console. Only the console session itself may be lost."""
+"""An operator at the admin console."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from testbed.waiting import wait_until
 from tests.sweep.syscall.stage import Workload, act, cast, one_server
-from tests.sweep.syscall.talker import LostError, query
+from tests.sweep.syscall.talker import SYNC, LostError, parse, query
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.sweep.syscall.stage import Stage
 
 
@@ -114,14 +116,80 @@ def _pause_busy(stage: Stage) -> None:
     a.ready()
 
 
+def _operators(stage: Stage) -> None:
+    """Sessions of the console that stay: answers short and long, errors, two questions at once."""
+    a, boss, other = stage.talkers
+    boss.ask(query("SHOW VERSION"))
+    boss.ask(query("SHOW CONFIG"))
+    boss.ask(query("SHOW VERSION"), query("SHOW CONFIG"), times=2)
+    boss.ask(query("no such command"))
+    boss.ask(query("SET query_wait_timeout = 100"))
+    boss.ask(query("PAUSE"))
+    other.ask(query("PAUSE"))
+    a.send(query(act("a waits")))
+    a.await_read()
+    boss.ask(query("RESUME"))
+    other.ask(query("RESUME"))
+    a.ready()
+    other.ask(query(f'KILL "{stage.database}"'), query(f'RESUME "{stage.database}"'), times=2)
+    a.drain()
+    other.send(parse("", "SHOW VERSION"), SYNC)
+    other.drain()
+    boss.ask(query("SET query_wait_timeout = 120"))
+
+
+def _waiting_operators(stage: Stage) -> None:
+    """PAUSE and WAIT_CLOSE that take until somebody has done something."""
+    a, boss = stage.talkers
+    a.ask(query("BEGIN"))
+    boss.send(query(f'PAUSE "{stage.database}"'))
+    boss.await_read()
+    a.ask(query(act("a goes on")))
+    a.ask(query("COMMIT"))
+    boss.ready()
+    boss.ask(query(f'RESUME "{stage.database}"'))
+    a.ask(query("BEGIN"))
+    boss.ask(query("RECONNECT"))
+    boss.send(query(f'WAIT_CLOSE "{stage.database}"'))
+    boss.await_read()
+    a.ask(query(act("a goes on again")))
+    a.ask(query("COMMIT"))
+    boss.ready()
+    a.ask(query(act("a")))
+
+
+def _with_operators(*names: str) -> Callable[[Stage], None]:
+    """A client, and operators of these names."""
+
+    def opening(stage: Stage) -> None:
+        stage.client("a")
+        for name in names:
+            stage.operator(name)
+
+    return opening
+
+
 WORKLOADS = (
+    Workload(
+        "operators",
+        _operators,
+        pool="pool_size=1",
+        warm=one_server,
+        opening=_with_operators("boss", "other"),
+    ),
+    Workload(
+        "waiting-operators",
+        _waiting_operators,
+        pool="pool_size=1",
+        warm=one_server,
+        opening=_with_operators("boss"),
+    ),
     Workload(
         "kill-client",
         _kill_client,
         pool="pool_size=1",
         warm=one_server,
         opening=cast(*"abcd", named=True),
-        console=True,
     ),
     Workload(
         "kill-database",
@@ -129,7 +197,6 @@ WORKLOADS = (
         pool="pool_size=1",
         warm=one_server,
         opening=cast(*"abc"),
-        console=True,
     ),
     Workload(
         "reconnect",
@@ -137,7 +204,6 @@ WORKLOADS = (
         pool="pool_size=1",
         warm=one_server,
         opening=cast("a", "b"),
-        console=True,
     ),
     Workload(
         "pause",
@@ -145,7 +211,6 @@ WORKLOADS = (
         pool="pool_size=1",
         warm=one_server,
         opening=cast("a", "b"),
-        console=True,
     ),
     Workload(
         "pause-busy",
@@ -153,6 +218,5 @@ WORKLOADS = (
         pool="pool_size=1",
         warm=one_server,
         opening=cast("a", "b"),
-        console=True,
     ),
 )
