@@ -35,6 +35,9 @@ void keeper_farewell(void);
 /* our listening sockets are about to be closed: nobody else may listen on them either */
 void keeper_stop_listening(void);
 
+/* the janitor's round */
+extern event_callback_fn keeper_maintain;
+
 /*
  * sbuf.c
  */

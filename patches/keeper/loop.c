@@ -15,6 +15,9 @@
 /* totals of SHOW STATS are recorded so often, microseconds */
 #define STATISTICS_PERIOD	(1 * USEC)
 
+/* the janitor's first round after an adoption: when all have been heard, microseconds */
+#define MAINTAIN_AFTER		(50 * 1000)
+
 /* without an act, changes are committed after so long, microseconds */
 #define LAZY_PERIOD		(50 * 1000)
 /* ... or when so few are left to be given out, or so many wait to be */
@@ -60,6 +63,28 @@ static void commit_soon(void)
 		return;
 	evtimer_assign(&lazy_event, pgb_event_base, lazy_cb, NULL);
 	lazy = evtimer_add(&lazy_event, &period) == 0;
+}
+
+/*
+ * The janitor comes a third of a second after a process's start at the earliest.
+ * Timeouts are not to wait for a process that lives so long.
+ */
+
+event_callback_fn keeper_maintain;
+
+static void maintain_cb(evutil_socket_t sock, short flags, void *arg)
+{
+	keeper_maintain(sock, flags, arg);
+}
+
+void keeper_maintain_soon(void)
+{
+	static struct timeval soon = { 0, MAINTAIN_AFTER };
+	static struct event maintain_event;
+
+	evtimer_assign(&maintain_event, pgb_event_base, maintain_cb, NULL);
+	if (evtimer_add(&maintain_event, &soon) < 0)
+		log_warning("keeper: event_add failed: %s", strerror(errno));
 }
 
 /* flush what waits; collect what can be closed */

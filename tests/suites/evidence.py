@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from testbed.errors import BadLogError
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 # The suite gives each of its pgbouncers a folder, and in it this log.
 _BOUNCER_LOG = "test.log"
+# An event with the number of sessions for each reason, beside these.
+_LOST = "sessions-lost"
+_NO_REASONS = ("event", "level", "timestamp", "incarnation")
 _ADOPTED = re.compile(r" keeper: incarnation \d+ adopted ")
 
 
@@ -27,13 +30,14 @@ class Evidence:
 
     `bouncers` counts pgbouncers of the suite, `unkept` has a line for each that was not kept as
     it should be, `unheld` counts by reason the sessions that would not have survived, `kills` the
-    processes that were killed.
+    processes that were killed, and `lost` by reason the sessions that were lost with them.
     """
 
     bouncers: int
     unkept: tuple[str, ...]
     unheld: Counter[str]
     kills: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
 
 
 def collect(folder: Path, *, killed: bool = False) -> Evidence:
@@ -45,20 +49,24 @@ def collect(folder: Path, *, killed: bool = False) -> Evidence:
     unheld: Counter[str] = Counter()
     unkept = []
     kills = 0
+    lost: Counter[str] = Counter()
     for log in logs:
         hanger = LogFile(log.with_name(HANGER_LOG))
         events = list(_events(hanger.read()))
         unheld.update(event["reason"] for event in events if event["event"] == "session-unheld")
         kills += sum(_was_killed(event) for event in events)
         if killed:
-            events = [event for event in events if not _was_killed(event)]
+            for event in events:
+                if event["event"] == _LOST:
+                    lost.update({k: v for k, v in event.items() if k not in _NO_REASONS})
+            events = [e for e in events if not _was_killed(e) and e["event"] != _LOST]
         wrong = [*_wrong(events), *_broken(hanger), *_broken(LogFile(log))]
         if not killed:
             wrong += _miscounted(events, LogFile(log))
         wrong += [f"{path.name} was left" for path in log.parent.iterdir() if path.is_socket()]
         if wrong:
             unkept.append(f"{log.parent.relative_to(folder)}: {'; '.join(wrong)}")
-    return Evidence(len(logs), tuple(unkept), unheld, kills)
+    return Evidence(len(logs), tuple(unkept), unheld, kills, lost)
 
 
 def _events(text: str) -> Iterator[dict[str, Any]]:
@@ -90,7 +98,7 @@ def _wrong(events: list[dict[str, Any]]) -> Iterable[str]:
     ):
         yield "its hanger did not end in order"
     for event in events:
-        bad = event["level"] == "error" or event["event"] == "sessions-lost"
+        bad = event["level"] == "error" or event["event"] == _LOST
         died = event["event"] == "bouncer-ended" and event["level"] == "warning"
         if bad or died:
             yield json.dumps(event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import tomllib
 from dataclasses import dataclass
@@ -71,12 +72,13 @@ class ByDesign:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """The content of left_out.toml; `tls` names tests and files of tests."""
+    """The content of left_out.toml; `tls` names tests and files of tests, `killed` tests."""
 
     skipped: tuple[Skipped, ...]
     racing: tuple[Racing, ...]
     by_design: tuple[ByDesign, ...]
     tls: tuple[str, ...]
+    killed: tuple[str, ...] = ()
 
     def needs_tls(self, test: str) -> bool:
         """Whether `test` (FILE::TEST) runs only with a PostgreSQL that has OpenSSL."""
@@ -103,7 +105,8 @@ class LeftOut:
 def read_left_out(path: Path) -> LeftOut:
     """Read left_out.toml. Raises KeyError for an entry without what it must have."""
     table = tomllib.loads(path.read_text())
-    for entry in (*table["skipped"], *table["racing"], *table["by_design"], table["tls"]):
+    lists = (table[kind] for kind in ("skipped", "racing", "by_design", "killed"))
+    for entry in (*itertools.chain.from_iterable(lists), table["tls"]):
         if not entry["reason"].strip():
             raise KeyError("reason")
     return LeftOut(
@@ -117,6 +120,7 @@ def read_left_out(path: Path) -> LeftOut:
         ),
         tuple(ByDesign(tuple(entry["tests"]), entry["message"]) for entry in table["by_design"]),
         tuple(table["tls"]["tests"]),
+        tuple(test for entry in table["killed"] for test in entry["tests"]),
     )
 
 

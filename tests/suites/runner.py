@@ -52,12 +52,18 @@ class Run:
     tree: Path
     part: Part
     evidence: Evidence
+    killed: bool = False
 
-    def expected(self) -> list[str]:
-        """FILE::FUNCTION of every test that this part of the suite consists of."""
+    def expected(self, files: Sequence[str] = ()) -> list[str]:
+        """FILE::FUNCTION of every test that this part of the suite consists of, in `files` if any
+        are named; less those that cannot be run under kills, if it was."""
         wanted = self.part == "tls"
         return [
-            test for test in functions_in(self.tree / "test") if LEFT_OUT.needs_tls(test) is wanted
+            test
+            for test in functions_in(self.tree / "test")
+            if LEFT_OUT.needs_tls(test) is wanted
+            and (not files or test.partition("::")[0] in files)
+            and not (self.killed and test in LEFT_OUT.killed)
         ]
 
 
@@ -123,7 +129,7 @@ class UpstreamSuite:
         return f'#!/bin/sh\nexec {command} "$@"\n'
 
     def run(self, tree: Path, part: Part, only: Sequence[str] = ()) -> Run:
-        """Run a part of the suite (`only` these tests of it, if given) in a tree from `copy`.
+        """Run a part of the suite (`only` these tests or files, if given) in a tree from `copy`.
 
         Raises `ProcessFailedError` if pytest itself fails, `NotFoundError` if the machine lacks
         something, `LeftBehindError` if something still runs afterwards.
@@ -140,7 +146,10 @@ class UpstreamSuite:
             process = Process(
                 self._run_dir,
                 name,
-                [*_command(python, tree, part, report), *_selection(tree, part, only)],
+                [
+                    *_command(python, tree, part, report),
+                    *_selection(tree, part, only, killed=tree in self._killed),
+                ],
                 output=log,
                 env=environment,
             )
@@ -158,7 +167,7 @@ class UpstreamSuite:
         evidence = collect(tree / part[0], killed=tree in self._killed)
         # Half a gigabyte of clusters.
         shutil.rmtree(tree / part[0])
-        return Run(read_junit(report), tree, part, evidence)
+        return Run(read_junit(report), tree, part, evidence, killed=tree in self._killed)
 
     @contextmanager
     def _hangers(
@@ -293,8 +302,10 @@ def _command(python: Interpreter, tree: Path, part: Part, report: Path) -> list[
     ]
 
 
-def _selection(tree: Path, part: Part, only: Sequence[str]) -> list[str]:
+def _selection(tree: Path, part: Part, only: Sequence[str], *, killed: bool) -> list[str]:
     """Absolute paths: the suite changes the working directory while it is loaded."""
+    apart = LEFT_OUT.tls if part == "plain" else ()
+    without = [f"--deselect=test/{test}" for test in (*apart, *(LEFT_OUT.killed if killed else ()))]
     if only or part == "tls":
-        return [f"{tree}/test/{test}" for test in only or LEFT_OUT.tls]
-    return [f"{tree}/test", *(f"--deselect=test/{test}" for test in LEFT_OUT.tls)]
+        return [*(f"{tree}/test/{test}" for test in only or LEFT_OUT.tls), *without]
+    return [f"{tree}/test", *without]

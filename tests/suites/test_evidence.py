@@ -49,8 +49,9 @@ def test_a_socket_that_was_left_is_named(tmp_path: Path) -> None:
 def test_kills_are_counted(tmp_path: Path) -> None:
     kill = event("bouncer-ended", "warning", how="killed by SIGKILL")
     crash = event("bouncer-ended", "warning", how="killed by SIGSEGV")
-    write(tmp_path / "one", ADOPTED, [*GOOD[:-1], kill, kill, GOOD[-1]])
-    assert collect(tmp_path, killed=True) == Evidence(1, (), Counter(), 2)
+    lost = json.dumps({"event": "sessions-lost", "level": "error", "config": 2, "incarnation": 7})
+    write(tmp_path / "one", ADOPTED, [*GOOD[:-1], kill, lost, kill, GOOD[-1]])
+    assert collect(tmp_path, killed=True) == Evidence(1, (), Counter(), 2, Counter(config=2))
     assert len(collect(tmp_path).unkept) == 1
     write(tmp_path / "two", ADOPTED, [*GOOD[:-1], kill, crash, GOOD[-1]])
     (line,) = collect(tmp_path, killed=True).unkept

@@ -18,6 +18,7 @@ from tests.suites.outcomes import complaints, differences
 from tests.suites.runner import LEFT_OUT, UpstreamSuite, facilities, tls_installation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from testbed.rundir import RunDir
@@ -70,14 +71,14 @@ def need(part: Part) -> None:
         pytest.skip("no PostgreSQL with OpenSSL here: apt-get install postgresql")
 
 
-def judge(run: Run, *, kept: bool = False) -> None:
+def judge(run: Run, *, kept: bool = False, files: Sequence[str] = ()) -> None:
     """Fail unless every test passed or is left out for a reason given in left_out.toml."""
     for test, outcome in run.outcomes.items():
         if outcome.status == "failed":
             print(f"--- {test}\n{outcome.output}")
     statuses = [outcome.status for outcome in run.outcomes.values()]
     print(*(f"{statuses.count(status)} {status}" for status in sorted(set(statuses))), sep=", ")
-    assert complaints(run.outcomes, run.expected(), LEFT_OUT, facilities(), kept=kept) == []
+    assert complaints(run.outcomes, run.expected(files), LEFT_OUT, facilities(), kept=kept) == []
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -97,6 +98,31 @@ def test_suite_passes_with_the_keeper_on(run_once: RunOnce, part: Part) -> None:
     assert evidence.bouncers > len(run.outcomes) / 2
     # Reasons for which a session may be unheld; no client of the plain part uses TLS.
     assert set(evidence.unheld) <= ({"tls"} if part == "tls" else set())
+
+
+@pytest.mark.parametrize(
+    ("part", "files"),
+    [
+        pytest.param("plain", ("test_prepared.py", "test_cancel.py", "test_copy.py"), id="a part"),
+        pytest.param("plain", (), id="plain", marks=pytest.mark.slow),
+        pytest.param("tls", (), id="tls", marks=pytest.mark.slow),
+    ],
+)
+def test_suite_passes_while_pgbouncer_is_killed(
+    suite: UpstreamSuite, part: Part, files: tuple[str, ...]
+) -> None:
+    """Four times a second on average, by SIGKILL; what is left out has its reason there."""
+    need(part)
+    # A short name: it becomes a part of Unix sockets' paths.
+    tree = suite.copy(f"k{part[0]}{len(files)}", binaries.patched(), kept=True, kill_every_s=0.25)
+    run = suite.run(tree, part, files)
+    judge(run, kept=True, files=files)
+    evidence = run.evidence
+    print(f"{evidence.kills} kills, sessions lost: {dict(evidence.lost)}")
+    assert evidence.unkept == ()
+    assert evidence.kills >= evidence.bouncers > 0
+    # Some tests change the ini under sessions that are about to end.
+    assert set(evidence.lost) <= {"config"}
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -1,8 +1,9 @@
-"""Time in which nobody serves does not count against those who wait."""
+"""Time in which nobody serves does not count against those who wait, and all other time counts."""
 
 from __future__ import annotations
 
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from testbed import Keeper, Postgres, RunDir
+    from tests.fix_keeper import MakeKeeper
 
 # Seconds: PgBouncer looks every third of one.
 _TIMEOUT = "1"
@@ -74,6 +76,21 @@ def test_without_an_outage_it_is_too_late(keeper: Keeper) -> None:
         busy.query("BEGIN")
         waiting.send(frontend("Q", text("SELECT 'patience'")))
         assert waiting.read_any().error_fields()["M"] == "query_wait_timeout"
+
+
+def test_short_lives_put_no_timeout_off(make_keeper: MakeKeeper) -> None:
+    """A third of a second is what a process's own first look at its sessions would take."""
+    keeper = make_keeper(settings={"idle_transaction_timeout": _TIMEOUT})
+    with login(keeper, "transaction") as idle:
+        idle.query("BEGIN")
+        for _ in range(50):
+            time.sleep(0.15)  # the length of a life
+            keeper.kill_bouncer()
+            if not keeper.status().sessions.clients_held:
+                break
+        else:
+            pytest.fail("it is still there after 50 lives")
+        assert idle.read_any().error_fields()["M"] == "idle transaction timeout"
 
 
 def outage(keeper: Keeper) -> None:
