@@ -126,7 +126,7 @@ class Sweep:
         self._program = program
         self._numbers = itertools.count(1)
         self._keeper = make_keeper()
-        #: The calls of the last rehearsal.
+        #: The calls of the shortest rehearsal: how data arrive makes a difference of several times.
         self.length = 0
 
     def rehearse(self) -> Outcome:
@@ -136,11 +136,12 @@ class Sweep:
         """
         first = self.run(None)
         assert not first.outcome.wrong, "without a kill:\n" + "\n".join(first.outcome.wrong)
+        self.length = first.calls
         for _ in range(_REHEARSALS - 1):
             again = self.run(None, reference=first.outcome)
             found = differences(first.outcome, again.outcome)
             assert not found, "without a kill:\n" + "\n".join(found)
-            self.length = again.calls
+            self.length = min(self.length, again.calls)
         return first.outcome
 
     def over(

@@ -137,6 +137,6 @@ def test_between_two_system_calls(workload: Workload, run_sweep: RunSweep) -> No
 @pytest.mark.timeout(3600)
 def test_the_successor_is_killed_too(workload: Workload, run_sweep: RunSweep) -> None:
     """After some points of the workload, at every call of the adoption and the loop behind it."""
-    report = run_sweep(workload, lambda length: twice(length // 7 | 1, stride=7))
+    report = run_sweep(workload, lambda length: twice(length // 9 | 1, stride=7))
     assert not report.differences, report
     assert not report.missed, report
