@@ -125,14 +125,15 @@ def read_left_out(path: Path) -> LeftOut:
 
 
 def read_junit(path: Path) -> dict[str, Outcome]:
-    """The outcomes by FILE::TEST from pytest's JUnit XML (xunit2).
+    """The outcomes by FILE::TEST, or FILE::CLASS::TEST, from pytest's JUnit XML (xunit2).
 
     A test that fails and whose clean-up fails too has two entries there: the failures are joined.
     """
     found: dict[str, Outcome] = {}
     for case in ElementTree.parse(path).iter("testcase"):
-        module = case.attrib["classname"].rpartition(".")[2]
-        test = f"{module}.py::{case.attrib['name']}"
+        names = case.attrib["classname"].split(".")
+        module = next(i for i, name in enumerate(names) if name.startswith("test_"))
+        test = "::".join([f"{names[module]}.py", *names[module + 1 :], case.attrib["name"]])
         outcome = _outcome(case)
         earlier = found.get(test)
         if earlier is not None and "failed" in (earlier.status, outcome.status):
