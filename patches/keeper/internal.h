@@ -122,6 +122,8 @@ void keeper_loop_setup(void);
 void keeper_pend(uint32_t slot);
 /* nothing is left to be said or written down: for a process about to stop or to be watched */
 void keeper_settle(void);
+/* something has happened that could not be done again */
+void keeper_commit_at_loop_end(void);
 /* have the janitor come sooner than he would */
 void keeper_maintain_soon(void);
 

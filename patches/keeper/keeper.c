@@ -145,6 +145,8 @@ void keeper_attach_server(PgSocket *server)
 	} else if (bind_socket(server, KEEPER_SERVER, fd, is_unix, token)) {
 		if (server->sbuf.io && server->sbuf.io->keeper_number)
 			keeper_iobuf_owner(server->sbuf.io->keeper_number, server);
+		/* if no client waits for it, nothing else commits it */
+		keeper_commit_at_loop_end();
 		return;
 	}
 	server->keeper_unheld = token;

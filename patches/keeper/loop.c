@@ -26,7 +26,7 @@
 
 static uint32_t *pending, n_pending;
 static struct event retry_event, lazy_event;
-static bool retrying, lazy;
+static bool retrying, lazy, at_once;
 
 void keeper_loop_setup(void)
 {
@@ -184,6 +184,11 @@ void keeper_settle(void)
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
 }
 
+void keeper_commit_at_loop_end(void)
+{
+	at_once = true;
+}
+
 /*
  * What happened since the last commit can be done again from it, so a commit
  * here is for those who look (and gives back what was freed): not each loop.
@@ -197,7 +202,7 @@ static bool commit_is_due(void)
 		last_epoch = keeper_store.epoch;
 		last_commit = get_cached_time();
 	}
-	return get_cached_time() >= last_commit + LAZY_PERIOD
+	return at_once || get_cached_time() >= last_commit + LAZY_PERIOD
 	       || keeper_store.n_free_slot < LOW || keeper_store.n_free_iobuf < LOW
 	       || keeper_store.n_freed_blob > MANY_FREED;
 }
@@ -251,6 +256,7 @@ void keeper_loop_end(void)
 			keeper_commit(KEEPER_ACT_NONE, 0, 0);
 		else
 			commit_soon();
+		at_once = false;
 	}
 
 	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from testbed import snapshot
+from testbed import snapshot, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from testbed import Bouncer, Keeper, Postgres
     from testbed.postgres import Connection
+    from tests.fix_keeper import MakeKeeper
 
 # How pgbouncer may go, beside SIGKILL: a crash is no different.
 SIGNALS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT]
@@ -36,6 +37,18 @@ def test_the_same_server_process(
     keeper.kill_bouncer(number)
     assert snapshot(session, pinned=True) == before
     assert before.backend_pid == session.execute("SELECT pg_backend_pid()").fetchall()[0][0]
+
+
+def test_a_server_that_nobody_has_used_yet(make_keeper: MakeKeeper, postgres: Postgres) -> None:
+    """Its login is no client's doing, and nothing happens after it."""
+    target = f"host={postgres.host} port={postgres.port} dbname=postgres"
+    keeper = make_keeper(databases={"warm": f"{target} user=postgres min_pool_size=1"})
+    wait_until(lambda: keeper.status().sessions.servers_held == 1, what="it is there", poll_s=0.001)
+    keeper.kill_bouncer()
+    (row,) = keeper.admin("SHOW SERVERS")
+    assert keeper.sql("SELECT pg_backend_pid()", dbname="warm") == [(row["remote_pid"],)]
+    assert keeper.status().sessions.servers_held == 1
+    assert "adopted 0 clients and 1 servers" in keeper.log.read()
 
 
 def test_temporary_tables(keeper: Keeper, session: Connection) -> None:
