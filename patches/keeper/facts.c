@@ -328,6 +328,7 @@ static bool read_global(const struct KeeperCopy *copy)
 	struct KeeperUnpack unpack;
 	struct KeeperGlobalRecord record;
 	char key[128], value[1024];
+	bool tls_changed = false;
 	size_t len;
 	uint32_t i;
 
@@ -349,9 +350,13 @@ static bool read_global(const struct KeeperCopy *copy)
 	for (i = 0; i < record.n_settings && !unpack.failed; i++) {
 		if (!keeper_unpack_string(&unpack, key, sizeof(key)) || !keeper_unpack_string(&unpack, value, sizeof(value)))
 			continue;
-		if (set_config_param(key, value))
-			keeper_setting(key, value);
+		if (!set_config_param(key, value))
+			continue;
+		keeper_setting(key, value);
+		tls_changed |= strstr(key, "_tls_") != NULL;
 	}
+	if (tls_changed && !sbuf_tls_setup())
+		log_warning("keeper: TLS settings of the console could not be applied");
 	for (i = 0; i < record.n_databases && !unpack.failed; i++) {
 		if (keeper_unpack_string(&unpack, key, sizeof(key)) && keeper_unpack_string(&unpack, value, sizeof(value)))
 			read_database(key, value);

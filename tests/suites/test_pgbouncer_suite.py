@@ -105,13 +105,15 @@ def test_suite_passes_with_the_keeper_on(run_once: RunOnce, part: Part) -> None:
     [
         pytest.param("plain", ("test_prepared.py", "test_cancel.py", "test_copy.py"), id="a part"),
         pytest.param("plain", (), id="plain", marks=pytest.mark.slow),
-        pytest.param("tls", (), id="tls", marks=pytest.mark.slow),
     ],
 )
 def test_suite_passes_while_pgbouncer_is_killed(
     suite: UpstreamSuite, part: Part, files: tuple[str, ...]
 ) -> None:
-    """Four times a second on average, by SIGKILL; what is left out has its reason there."""
+    """Four times a second on average, by SIGKILL; what is left out has its reason there.
+
+    The other part is left out as a whole: sessions over TLS end with their pgbouncer.
+    """
     need(part)
     # A short name: it becomes a part of Unix sockets' paths.
     tree = suite.copy(f"k{part[0]}{len(files)}", binaries.patched(), kept=True, kill_every_s=0.25)

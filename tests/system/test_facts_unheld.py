@@ -69,6 +69,23 @@ def test_tls(make_keeper: MakeKeeper, certificate: tuple[Path, Path]) -> None:
             check_ledger(keeper)
 
 
+def test_tls_that_was_set_at_the_console(
+    make_keeper: MakeKeeper, certificate: tuple[Path, Path]
+) -> None:
+    """A successor offers it, too."""
+    keeper = make_keeper(
+        settings={
+            "client_tls_sslmode": "disable",
+            "client_tls_cert_file": str(certificate[0]),
+            "client_tls_key_file": str(certificate[1]),
+        }
+    )
+    keeper.admin("SET client_tls_sslmode = allow")
+    keeper.kill_bouncer()
+    with contextlib.closing(keeper.connect(sslmode="require")) as encrypted:
+        assert encrypted.pgconn.ssl_in_use
+
+
 def test_a_console_that_suspended(keeper: Keeper) -> None:
     """What it asked for ends with the process, so it is not held as if nothing had been."""
     with (
