@@ -383,7 +383,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	keeper_mark_global();
 	enlist(list, n, down_us);
 	go_on(list, n);
-	keeper_maintain_soon();
+	if (keeper_store.incarnation > 1)
+		keeper_maintain_soon();
 	for (i = 0; i < n_changed; i++)
 		tag_pool_dirty(changed_pool[i]);
 	sort_out_unnamed(held, n_held, watermark);
