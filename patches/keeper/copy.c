@@ -252,11 +252,12 @@ static inline bool is_calm(const PgSocket *sk, const struct KeeperLocal *l)
 
 /*
  * A console whose command a successor could neither begin again nor carry on.
- * SUSPEND ends when the console that asked for it has gone.
+ * SUSPEND ends when the console that asked for it has gone, and who asked for
+ * SHUTDOWN is to hear that it was interrupted.
  */
 static bool is_lost_console(const struct KeeperLocal *l)
 {
-	return l->in_command || l->answer_outside || cf_pause_mode == P_SUSPEND;
+	return l->in_command || l->answer_outside || cf_pause_mode == P_SUSPEND || cf_shutdown == SHUTDOWN_IMMEDIATE;
 }
 
 static void update_rest(PgSocket *sk, struct KeeperLocal *l)

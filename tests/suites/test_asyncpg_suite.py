@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -40,15 +41,18 @@ class Killer:
         self.kills = 0
         self._keeper = keeper
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work)
+        self._threads = ThreadPoolExecutor(1)
+        self._work_done: Future[None] | None = None
 
     def __enter__(self) -> Killer:
-        self._thread.start()
+        self._work_done = self._threads.submit(self._work)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
-        self._thread.join()
+        self._threads.shutdown()
+        if self._work_done is not None:
+            self._work_done.result()
 
     def _work(self) -> None:
         while not self._stop.wait(_KILL_EVERY_S):

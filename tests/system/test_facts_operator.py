@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ import psycopg
 import pytest
 
 from testbed import RawClient, wait_until
+from testbed.account import give
 from testbed.errors import ServerError
 from testbed.pooler import ADMIN, POOL_MODES
 
 if TYPE_CHECKING:
-    from testbed import Bouncer, Keeper, Postgres
+    from collections.abc import Iterator
+
+    from testbed import Bouncer, Keeper, Postgres, RunDir
     from testbed.pooler import Pooler
     from tests.fix_keeper import MakeKeeper
 
@@ -71,6 +75,35 @@ def test_a_session_of_the_console(keeper: Keeper) -> None:
             keeper.kill_bouncer()
             assert console.execute("SHOW VERSION").fetchall() == version
             console.execute("RECONNECT")
+
+
+def test_show_fds_to_the_own_user(make_keeper: MakeKeeper, run_dir: RunDir) -> None:
+    """An unheld console gets descriptors with it, which a kept one's stream has no place for."""
+    folder = run_dir.folder("console-socket")
+    give(folder, run_dir.account)
+    keeper = make_keeper(settings={"unix_socket_dir": str(folder)})
+    conninfo = keeper.conninfo(host=str(folder), dbname="pgbouncer", user="pgbouncer")
+    with as_account(run_dir):
+        own = psycopg.connect(conninfo, autocommit=True)
+    with contextlib.closing(own):
+        rows = own.execute("SHOW FDS").fetchall()
+        assert {row[1] for row in rows} == {"pooler"}
+        keeper.kill_bouncer()
+        assert {row[1] for row in own.execute("SHOW FDS").fetchall()} == {"pooler"}
+
+
+@contextlib.contextmanager
+def as_account(run_dir: RunDir) -> Iterator[None]:
+    """Be, to whom we connect to, the account that pgbouncer has."""
+    if run_dir.account is None:
+        yield
+        return
+    before = os.geteuid()
+    os.seteuid(run_dir.account.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
 
 
 def test_pause_waits_through_a_kill(keeper: Keeper) -> None:

@@ -11,6 +11,7 @@ from tests.sweep.syscall.sweep import between, every
 
 _ADOPT = f"{KEEPER}/adopt.c"
 _CATALOG = f"{KEEPER}/catalog.c"
+_FACTS = f"{KEEPER}/facts.c"
 _FIGURES = f"{KEEPER}/figures.c"
 _JUDGE = f"{KEEPER}/judge.c"
 _REBUILD = f"{KEEPER}/rebuild.c"
@@ -138,6 +139,18 @@ RULES = (
         (Change(_REBUILD, "flags & KEEPER_F_SETTING_VARS ? 1 : 0", "0"),),
         Hunt(workload("parameters"), partial(every, 3)),
         "the client that waits for its SETs waits for ever, or is sent their answers",
+    ),
+    Broken(
+        "nobody knows which console waits",
+        (Change(_REBUILD, "c->flags & KEEPER_F_WAIT_FOR_RESPONSE ? 1 : 0", "0"),),
+        Hunt(workload("waiting-operators"), partial(every, 5)),
+        "PAUSE is never answered",
+    ),
+    Broken(
+        "nobody knows what WAIT_CLOSE waits for",
+        (Change(_FACTS, "db->db_wait_close = strstr(state, set_aside[4]) != NULL;"),),
+        Hunt(workload("waiting-operators"), partial(every, 3, 120)),
+        "WAIT_CLOSE is never answered",
     ),
     Broken(
         "a packet that is buffered in part is lost",
