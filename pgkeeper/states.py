@@ -130,7 +130,8 @@ TRANSITIONS: Final[Mapping[ProcessState, Mapping[Event, ProcessState]]] = Mappin
             _E.FREEZE: _S.FREEZING,
             _E.RELEASE_ALL: _S.LEAVING,
             _E.FAREWELL: _S.LEAVING,
-            **_stay(_S.ACTIVE, *_BOOKS),
+            # FROZEN: the THAW that it has not read yet follows the FREEZE that took it too long
+            **_stay(_S.ACTIVE, *_BOOKS, _E.FROZEN),
             **_END,
         },
         _S.FREEZING: {

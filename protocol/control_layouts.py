@@ -87,6 +87,8 @@ HELLO = Layout(
         pkt_buf=U32,
         max_client_conn=U32,
         sockets=U32,
+        format_oldest=U32,
+        format=U32,
         pgbouncer_version=bytes_(32),
     ),
 )
@@ -96,7 +98,8 @@ SOCKETS = Layout("KeeperSockets", record(count=U32, pad=U32, socket=array(BATCH,
 TOKENS = Layout("KeeperTokens", record(count=U32, pad=U32, token=array(BATCH, U64)))
 UNHELD = Layout("KeeperUnheld", record(token=U64, reason=U32, server=U32))
 LISTENERS = Layout("KeeperListeners", record(count=U32, pad=U32, unix_socket=array(BATCH, U32)))
-ADOPT = Layout("KeeperAdopt", record(incarnation=U64, down_us=U64))
+ADOPT = Layout("KeeperAdopt", record(incarnation=U64, down_us=U64, format=U32, pad=U32))
+FREEZE = Layout("KeeperFreeze", record(format=U32, pad=U32))
 READY = Layout(
     "KeeperReady",
     record(
@@ -119,6 +122,7 @@ LAYOUTS: Final = (
     UNHELD,
     LISTENERS,
     ADOPT,
+    FREEZE,
     READY,
 )
 """Every struct of control.h."""

@@ -116,7 +116,8 @@ class Hello(Body):
     `slots`, `iobufs`, `units` (of the heap) and `pkt_buf` (bytes) are what it wants of a new
     ledger.  `pid` is as pgbouncer sees it, so never to be trusted: SO_PEERCRED knows better.
     `incarnation`, `last_token` (highest client token used) and `sockets` (how many it will
-    register) are 0 unless it is serving.
+    register) are 0 unless it is serving, and `format`, in which it writes its ledger.  It reads and
+    writes the ledger formats `format_oldest` to `format_version`; `signature` is the newest one's.
     """
 
     TYPE: ClassVar = MessageType.HELLO
@@ -133,6 +134,8 @@ class Hello(Body):
     incarnation: int = 0
     last_token: int = 0
     sockets: int = 0
+    format_oldest: int = 0
+    format: int = 0
     pgbouncer_version: str = ""
 
     def build(self) -> bytes:
@@ -311,8 +314,20 @@ class Ready(Body):
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen(Body):
-    """pgbouncer stands still at a commit and waits for THAW or death."""
+class _Format(Body):
+    format: int
+
+    def build(self) -> bytes:
+        return layouts.FREEZE.build(format=self.format)
+
+    @classmethod
+    def parse(cls, body: bytes) -> Self:
+        return cls(_fixed(layouts.FREEZE, body)["format"])
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen(_Format):
+    """pgbouncer stands still at a commit, in this format, and waits for THAW or death."""
 
     TYPE: ClassVar = MessageType.FROZEN
 
@@ -383,25 +398,34 @@ class Adopt(Body):
     """Everything was sent: adopt now.
 
     `down_us` is how long nobody served, microseconds; PgBouncer adds it to waiting and login
-    deadlines, so that the outage counts against nobody.
+    deadlines, so that the outage counts against nobody.  The ledger is read and written in
+    `format`.
     """
 
     TYPE: ClassVar = MessageType.ADOPT
 
     incarnation: int
-    down_us: int = 0
+    down_us: int
+    format: int
 
     def build(self) -> bytes:
-        return layouts.ADOPT.build(incarnation=self.incarnation, down_us=self.down_us)
+        return layouts.ADOPT.build(
+            incarnation=self.incarnation, down_us=self.down_us, format=self.format
+        )
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        return cls(**_fixed(layouts.ADOPT, body))
+        fields = _fixed(layouts.ADOPT, body)
+        del fields["pad"]
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze(Body):
-    """The hanger asks pgbouncer to stand still at a commit."""
+class Freeze(_Format):
+    """The hanger asks pgbouncer to stand still at a commit, and to write that in this format.
+
+    One that cannot says so in its FROZEN.
+    """
 
     TYPE: ClassVar = MessageType.FREEZE
 

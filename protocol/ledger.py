@@ -20,6 +20,8 @@ from protocol.ledger_layouts import (
     BLOB,
     CATALOG_ENTRY,
     COPY,
+    FORMAT_LAYOUT,
+    FORMAT_OLDEST,
     FORMAT_VERSION,
     HEADER,
     HEADER_SIZE,
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from mmap import mmap
 
 __all__ = [
+    "FORMAT_LAYOUT",
+    "FORMAT_OLDEST",
     "FORMAT_VERSION",
     "HEADER_SIZE",
     "LAYOUTS",
@@ -118,7 +122,7 @@ _UNIT_NUMBERS: Final = ("outbox", "extra", "record", "requests", "doom")
 class LedgerView:
     """A ledger to be looked at.
 
-    LedgerMismatch if magic, version or signature are not ours, LedgerDamaged if the sizes in the
+    LedgerMismatch if magic, layout or signature are not ours, LedgerDamaged if the sizes in the
     header contradict each other or the buffer.  The buffer stays the caller's to release.
     """
 
@@ -136,9 +140,11 @@ class LedgerView:
         header = self.header
         for name, expected in (
             ("magic", MAGIC),
-            ("version", FORMAT_VERSION),
+            ("layout", FORMAT_LAYOUT),
             ("signature", SIGNATURE),
         ):
+            if name == "signature" and header.version != FORMAT_VERSION:
+                continue  # who made it has other names for what is spare to us
             if getattr(header, name) != expected:
                 raise LedgerMismatch(name, getattr(header, name), expected)
         geometry = Geometry(header.slots, header.iobufs, header.pkt_buf, header.units)
@@ -173,7 +179,6 @@ class LedgerView:
                 break
         if fields["epoch"] != commit:
             raise LedgerDamaged(0, "the act record does not belong to the commit word")
-        del fields["pad"]
         fields["act"] = checked(0, Act, fields["act"], "act")
         if max(fields["slot"], fields["source"]) > self.geometry.slots:
             raise LedgerDamaged(0, "the act record names a slot that does not exist")

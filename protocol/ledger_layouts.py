@@ -14,7 +14,11 @@ from protocol.layout import U8, U16, U32, U64, Layout, array, bytes_, record
 
 MAGIC: Final = 0x726567646C6B6770
 """First word of a ledger: "pgkldger"."""
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+FORMAT_OLDEST: Final = 3
+"""Which this code still reads."""
+FORMAT_LAYOUT: Final = 3
+"""Since which no field has moved."""
 HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64
@@ -217,7 +221,7 @@ SLOT: Final = Layout(
 )
 ACT: Final = Layout(
     "KeeperActRecord",
-    record(epoch=U64, watermark=U64, act=U32, slot=U32, source=U32, pad=U32),
+    record(epoch=U64, watermark=U64, act=U32, slot=U32, source=U32, format=U32),
 )
 READ: Final = Layout(
     "KeeperRead", record(epoch=U64, rx=U64, slot=U32, iobuf=U32, position=U32, pad=U32)
@@ -235,7 +239,7 @@ HEADER: Final = Layout(
         iobuf_size=U32,
         pkt_buf=U32,
         units=U32,
-        features=U32,
+        layout=U32,
         slot_offset=U64,
         iobuf_offset=U64,
         heap_offset=U64,

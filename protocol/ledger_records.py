@@ -90,7 +90,7 @@ class Header:
     iobuf_size: int
     pkt_buf: int
     units: int
-    features: int
+    layout: int
     slot_offset: int
     iobuf_offset: int
     heap_offset: int
@@ -112,6 +112,7 @@ class ActRecord:
     act: Act
     slot: int
     source: int
+    format: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ enum KeeperMessageType {
 	KEEPER_MSG_UNHELD = 4,	/* KeeperUnheld: drop the duplicate, session goes on without */
 	KEEPER_MSG_LISTENERS_BACK = 5,	/* KeeperListeners: what a hanger that is new takes over */
 	KEEPER_MSG_READY = 6,	/* KeeperReady: adoption is done, or everything is registered */
-	KEEPER_MSG_FROZEN = 7,	/* stands still at a commit, waits for THAW or death */
+	KEEPER_MSG_FROZEN = 7,	/* KeeperFreeze: stands still at a commit in this format, waits for THAW or death */
 	KEEPER_MSG_FAREWELL = 8,	/* sessions were ended on purpose (console SHUTDOWN, RELEASE_ALL) */
 	KEEPER_MSG_DRAINING = 9,	/* SHUTDOWN waits for who is here: nobody listens from now on */
 
@@ -35,7 +35,7 @@ enum KeeperMessageType {
 	KEEPER_MSG_SOCKETS = 35,	/* KeeperSockets; descriptors: held sockets to adopt */
 	KEEPER_MSG_ADOPT = 36,	/* KeeperAdopt: all was sent, go */
 	KEEPER_MSG_CLIENT = 37,	/* KeeperSockets of 1: a new client */
-	KEEPER_MSG_FREEZE = 38,	/* stop at a commit */
+	KEEPER_MSG_FREEZE = 38,	/* KeeperFreeze: stop at a commit */
 	KEEPER_MSG_THAW = 39,	/* go on */
 	KEEPER_MSG_RELEASE_ALL = 40,	/* say goodbye to every client, then exit */
 };
@@ -52,7 +52,7 @@ enum KeeperRole {
 };
 
 struct KeeperHello {
-	uint32_t format_version;	/* KEEPER_FORMAT_VERSION */
+	uint32_t format_version;	/* KEEPER_FORMAT_VERSION: the newest it reads and writes ... */
 	uint32_t role;		/* enum KeeperRole */
 	uint64_t signature;	/* keeper_signature() */
 	uint64_t pid;		/* as pgbouncer sees it; the hanger asks SO_PEERCRED */
@@ -64,6 +64,8 @@ struct KeeperHello {
 	uint32_t pkt_buf;
 	uint32_t max_client_conn;
 	uint32_t sockets;	/* how many a serving one will register */
+	uint32_t format_oldest;	/* ... and the oldest */
+	uint32_t format;	/* in which a serving one writes */
 	char pgbouncer_version[32];
 };
 
@@ -112,6 +114,13 @@ struct KeeperListeners {
 struct KeeperAdopt {
 	uint64_t incarnation;
 	uint64_t down_us;	/* how long nobody served, microseconds: added to deadlines */
+	uint32_t format;	/* of the ledger: it is read and written in it */
+	uint32_t pad;
+};
+
+struct KeeperFreeze {
+	uint32_t format;	/* of the ledger, which the successor reads */
+	uint32_t pad;
 };
 
 enum KeeperLost {
@@ -133,8 +142,10 @@ struct KeeperReady {
 };
 
 _Static_assert(sizeof(struct KeeperMessage) == 8, "head");
-_Static_assert(sizeof(struct KeeperHello) == 96, "hello");
+_Static_assert(sizeof(struct KeeperHello) == 104, "hello");
 _Static_assert(sizeof(struct KeeperWelcome) == 24, "welcome");
+_Static_assert(sizeof(struct KeeperAdopt) == 24, "adopt");
+_Static_assert(sizeof(struct KeeperFreeze) == 8, "freeze");
 _Static_assert(sizeof(struct KeeperReady) == 48, "ready");
 
 #endif

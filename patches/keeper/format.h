@@ -17,7 +17,9 @@
 #include <string.h>
 
 #define KEEPER_MAGIC		0x726567646c6b6770ULL	/* "pgkldger" */
-#define KEEPER_FORMAT_VERSION	2
+#define KEEPER_FORMAT_VERSION	3
+#define KEEPER_FORMAT_OLDEST	3	/* which this code still reads and writes */
+#define KEEPER_FORMAT_LAYOUT	3	/* since which no field has moved */
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
 #define KEEPER_INLINE_REQUESTS	22
@@ -136,7 +138,7 @@ struct KeeperActRecord {
 	uint32_t act;		/* enum KeeperAct */
 	uint32_t slot;
 	uint32_t source;	/* slot whose bytes are sent */
-	uint32_t pad;
+	uint32_t format;	/* in which the committed state is written */
 };
 
 /* a recv that no commit of its own preceded; true if epoch is the commit word */
@@ -151,7 +153,7 @@ struct KeeperRead {
 
 struct KeeperHeader {
 	uint64_t magic;
-	uint32_t version;
+	uint32_t version;	/* newest format that was known to who made it */
 	uint32_t header_size;
 	uint64_t signature;	/* FNV-1a of the layout: sizes and offsets */
 	uint64_t size;		/* of the whole ledger, bytes */
@@ -160,7 +162,7 @@ struct KeeperHeader {
 	uint32_t iobuf_size;	/* bytes from one IOBuf to the next */
 	uint32_t pkt_buf;	/* usable bytes of one: PgBouncer's pkt_buf */
 	uint32_t units;		/* heap: numbers 1..units */
-	uint32_t features;
+	uint32_t layout;	/* KEEPER_FORMAT_LAYOUT */
 	uint64_t slot_offset;
 	uint64_t iobuf_offset;
 	uint64_t heap_offset;

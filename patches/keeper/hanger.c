@@ -86,6 +86,7 @@ static bool send_hello(enum KeeperRole role)
 
 	memset(&hello, 0, sizeof(hello));
 	hello.format_version = KEEPER_FORMAT_VERSION;
+	hello.format_oldest = KEEPER_FORMAT_OLDEST;
 	hello.role = role;
 	hello.signature = KEEPER_SIGNATURE;
 	hello.pid = getpid();
@@ -94,6 +95,7 @@ static bool send_hello(enum KeeperRole role)
 	if (role == KEEPER_ROLE_SUCCESSOR)
 		return keeper_link_send(KEEPER_MSG_HELLO, &hello, sizeof(hello), NULL, 0);
 	hello.incarnation = keeper_store.incarnation;
+	hello.format = keeper_store.format;
 	hello.last_token = keeper_store.watermark;
 	for (slot = 1; slot <= keeper_store.header->slots; slot++)
 		hello.sockets += keeper_local[slot].fd >= 0 && keeper_local[slot].token != 0;
@@ -279,14 +281,18 @@ static void register_all(void)
 	log_info("keeper: registered %u clients and %u servers with a new hanger", ready.clients, ready.servers);
 }
 
-/* stand still at a commit until the hanger says THAW, or kills us */
-static void freeze(void)
+/* stand still at a commit that the successor can read, until the hanger says THAW, or kills us */
+static void freeze(const struct KeeperFreeze *wish)
 {
+	struct KeeperFreeze now = { 0, 0 };
 	unsigned i;
 
 	keeper_settle();
+	if (wish->format != keeper_store.format && keeper_store_knows(wish->format))
+		keeper_write_in_format(wish->format);
+	now.format = keeper_store.format;
 	frozen = true;
-	if (!keeper_link_send(KEEPER_MSG_FROZEN, NULL, 0, NULL, 0))
+	if (!keeper_link_send(KEEPER_MSG_FROZEN, &now, sizeof(now), NULL, 0))
 		frozen = false;
 	while (frozen && keeper_control_fd >= 0) {
 		struct pollfd p = { keeper_control_fd, POLLIN, 0 };
@@ -375,6 +381,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		struct KeeperSockets sockets;
 		struct KeeperListeners listeners;
 		struct KeeperAdopt adopt;
+		struct KeeperFreeze freeze;
 	} m;
 	unsigned i;
 
@@ -421,7 +428,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		return;
 	case KEEPER_MSG_FREEZE:
 		if (adopted)
-			freeze();
+			freeze(&m.freeze);
 		break;
 	case KEEPER_MSG_THAW:
 		frozen = false;
@@ -502,6 +509,9 @@ static void serve(struct KeeperAdopt *adopt)
 	usec_t start = get_time_usec();
 
 	memset(&ready, 0, sizeof(ready));
+	if (!keeper_store_knows(adopt->format))
+		die("keeper: the ledger has format %u, which is not known here", adopt->format);
+	keeper_store.format = adopt->format;
 	keeper_store.incarnation = adopt->incarnation;
 	if (!mock_auth_nonce_initialized) {
 		get_random_bytes(mock_auth_nonce, sizeof(mock_auth_nonce));

@@ -95,6 +95,8 @@ uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
 /* the slot's object is gone; to be used again after the next commit */
 void keeper_drop_slot(uint32_t slot);
 void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
+/* commit everything anew in another format that this code knows */
+void keeper_write_in_format(uint32_t format);
 /* allocate the process's own lists for the attached ledger */
 void keeper_local_setup(void);
 /* token for the next accept_client() */

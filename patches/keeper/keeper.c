@@ -38,6 +38,28 @@ void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
 }
 
 /*
+ * One commit makes all of it true: every copy and every record; what is kept
+ * of these from the last time was written in the former format.
+ */
+void keeper_write_in_format(uint32_t format)
+{
+	uint32_t slot;
+
+	keeper_store.format = format;
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperLocal *l = &keeper_local[slot];
+
+		if (l->kind == KEEPER_FREE)
+			continue;
+		l->calm = false;
+		l->stale = true;
+		l->catalog.rewrite = true;
+		keeper_store_mark(&keeper_store, slot);
+	}
+	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
+/*
  * Slots.
  */
 

@@ -42,6 +42,7 @@ void keeper_store_format(void *base, uint32_t slots, uint32_t iobufs, uint32_t p
 	struct KeeperHeader *header = base;
 
 	header->version = KEEPER_FORMAT_VERSION;
+	header->layout = KEEPER_FORMAT_LAYOUT;
 	header->header_size = KEEPER_HEADER_SIZE;
 	header->signature = KEEPER_SIGNATURE;
 	header->size = keeper_store_size(slots, iobufs, pkt_buf, units);
@@ -60,7 +61,8 @@ static const char *check_header(const struct KeeperHeader *h, size_t size)
 {
 	if (size < KEEPER_HEADER_SIZE || h->magic != KEEPER_MAGIC)
 		return "not a ledger";
-	if (h->version != KEEPER_FORMAT_VERSION || h->signature != KEEPER_SIGNATURE)
+	/* who knows a newer format has other names for what is spare to us */
+	if (h->layout != KEEPER_FORMAT_LAYOUT || (h->version == KEEPER_FORMAT_VERSION && h->signature != KEEPER_SIGNATURE))
 		return "a ledger of another format";
 	if (h->size > size || h->size != keeper_store_size(h->slots, h->iobufs, h->pkt_buf, h->units))
 		return "a ledger of the wrong size";
@@ -82,6 +84,7 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 	memset(store, 0, sizeof(*store));
 	store->header = h;
 	store->size = size;
+	store->format = KEEPER_FORMAT_VERSION;
 	store->slot = (struct KeeperSlot *)((uint8_t *)base + h->slot_offset) - 1;
 	store->iobuf = (uint8_t *)base + h->iobuf_offset;
 	store->heap = (uint8_t *)base + h->heap_offset;
@@ -479,6 +482,7 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	record->act = act;
 	record->slot = slot;
 	record->source = source;
+	record->format = store->format;
 
 	__atomic_store_n(&header->commit, epoch, __ATOMIC_RELEASE);
 	/* nothing that is written from here on may be moved before the word */

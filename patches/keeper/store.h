@@ -35,6 +35,7 @@ struct KeeperStore {
 	uint64_t epoch;			/* what the commit word says */
 	uint64_t watermark;		/* goes into the next commit */
 	uint64_t incarnation;		/* ours; another one in the header stops us */
+	uint32_t format;		/* in which the ledger is read and written */
 	uint32_t n_reads;		/* noted since the last commit */
 
 	struct KeeperPlace *place;	/* [0..slots], 0 for who has none */
@@ -85,6 +86,12 @@ void keeper_store_recovered(struct KeeperStore *store);
  * damaged is a stale copy, beside which the next owner's would be distrusted.
  */
 void keeper_store_forget_damage(struct KeeperStore *store);
+
+/* whether this code reads and writes a format */
+static inline bool keeper_store_knows(uint32_t format)
+{
+	return format >= KEEPER_FORMAT_OLDEST && format <= KEEPER_FORMAT_VERSION;
+}
 
 /* the act that was committed last */
 const struct KeeperActRecord *keeper_store_act(const struct KeeperStore *store);

@@ -9,6 +9,7 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.handoff.plan import Step, Verdict, plan
 from pgkeeper.hanger.accounts import handoff_report
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.formats import OURS
 from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
 from protocol.control import Freeze, Thaw
@@ -30,6 +31,7 @@ _TEXTS: Final[dict[Step, str]] = {
     Step.AWAIT_STANDBY: "waiting until it stands by",
     Step.DISCARD_NEW: "ending the new pgbouncer",
     Step.FREEZE: "freezing the old pgbouncer",
+    Step.CHECK_FORMAT: "checking that the new pgbouncer can read the ledger",
     Step.FENCE_OLD: "ending the old pgbouncer",
     Step.THAW: "letting the old pgbouncer go on",
     Step.ACTIVATE_NEW: "handing over the sessions",
@@ -42,6 +44,9 @@ _TEXTS: Final[dict[Step, str]] = {
     Step.AWAIT_BACK_READY: "waiting until the old pgbouncer has adopted them",
     Step.FENCE_BACK: "ending it as well",
 }
+
+#: Told to stand still, whether it does already or not.
+_STILL: Final = (ProcessState.FREEZING, ProcessState.FROZEN)
 
 _ENDS: Final[dict[Verdict, str]] = {
     Verdict.UNTOUCHED: "the old pgbouncer goes on, untouched",
@@ -93,6 +98,7 @@ class Handoff:
             Step.AWAIT_STANDBY: self._await_standby,
             Step.DISCARD_NEW: self._discard_new,
             Step.FREEZE: self._freeze,
+            Step.CHECK_FORMAT: self._check_format,
             Step.FENCE_OLD: self._fence_owner,
             Step.THAW: self._thaw,
             Step.ACTIVATE_NEW: self._activate_new,
@@ -200,9 +206,29 @@ class Handoff:
         owner = self._supervisor.census.owner
         if owner is None or owner.link is None or owner.state is not ProcessState.ACTIVE:
             return False
+        wish = self._format(owner)
         owner.feed(Event.FREEZE)
-        owner.link.send(Freeze())
+        self._supervisor.holdings.ask_for(wish)
+        owner.link.send(Freeze(wish))
         return await owner.reach(ProcessState.FROZEN, within=self._patience.frozen)
+
+    def _format(self, owner: Process) -> int:
+        """The newest that all sides know; the present one where there is none."""
+        present = self._supervisor.holdings.format
+        if owner.formats is None or self._new is None or self._new.formats is None:
+            return present
+        wish = min(OURS.newest, owner.formats.newest, self._new.formats.newest)
+        known = all(wish in it for it in (OURS, owner.formats, self._new.formats))
+        return wish if known else present
+
+    async def _check_format(self) -> bool:
+        return self._reads(self._new)
+
+    def _reads(self, process: Process | None) -> bool:
+        number = self._supervisor.holdings.format
+        if process is not None and process.formats is not None and number in process.formats:
+            return True
+        return self._fail(f"the ledger is written in format {number}, which it does not know")
 
     async def _fence_owner(self) -> bool:
         owner = self._supervisor.census.owner
@@ -214,7 +240,7 @@ class Handoff:
 
     async def _thaw(self) -> bool:
         owner = self._supervisor.census.owner
-        if owner is None or owner.link is None or owner.state is not ProcessState.FROZEN:
+        if owner is None or owner.link is None or owner.state not in _STILL:
             return False
         owner.dismissed = False
         owner.feed(Event.THAW)
@@ -242,7 +268,7 @@ class Handoff:
     def _activate(self, process: Process | None) -> bool:
         if process is None or process.state is not ProcessState.STANDBY or process.link is None:
             return False
-        if self._supervisor.census.owner is not None:
+        if self._supervisor.census.owner is not None or not self._reads(process):
             return False
         self._supervisor.activate(process)
         return True

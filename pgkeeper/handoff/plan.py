@@ -6,8 +6,9 @@ may touch the sessions.  Why the order is right:
 
 1. Nothing happens to the old one before the new one stands by (fully started, with ledger and
    listeners).  A new one that cannot start, or is refused, costs nothing.
-2. FREEZE only shortens the outage: it lets the old one finish what is under way and stop at a
-   commit.  Its failure changes nothing, since SIGKILL at any moment is just as good.
+2. FREEZE lets the old one finish what is under way and stop at a commit, in a format that the new
+   one reads.  If it wrote in such a format before, its failure changes nothing, since SIGKILL at
+   any moment is just as good; else the old one is thawed and keeps the sessions.
 3. No one is activated before the former owner is known to be dead (`Picture.check`).  A process
    that cannot be killed is thawed and keeps the sessions.
 4. The new binary and ini are remembered only when the new one is ready, so whoever starts pgbouncer
@@ -58,6 +59,8 @@ class Step(Enum):
     """Kill the new one before it was activated; it owns nothing."""
     FREEZE = "freeze"
     """Ask the old one to stop at a commit, and wait a little for it."""
+    CHECK_FORMAT = "check-format"
+    """See that the new one can read what was committed last."""
     FENCE_OLD = "fence-old"
     """Kill the old one and wait for its death."""
     THAW = "thaw"
@@ -134,6 +137,7 @@ _EFFECTS: dict[Step, tuple[dict[str, object], dict[str, object]]] = {
     _S.AWAIT_STANDBY: ({"new": _W.STANDBY}, {}),
     _S.DISCARD_NEW: ({"new": _W.DEAD}, {"new": _W.DEAD}),
     _S.FREEZE: ({"old": Old.FROZEN}, {}),
+    _S.CHECK_FORMAT: ({}, {}),
     _S.FENCE_OLD: ({"old": Old.DEAD}, {}),
     _S.THAW: ({"old": Old.SERVING}, {"old": Old.SERVING}),
     _S.ACTIVATE_NEW: ({"new": _W.ADOPTING}, {"new": _W.DEAD}),
@@ -186,6 +190,7 @@ def plan(picture: Picture | None = None) -> Generator[Step, bool, Verdict]:
 def _prepare(track: _Track) -> Generator[Step, bool, Verdict | None]:
     """Up to the death of the old one; a verdict if it never comes to that."""
     ready = track.picture.new is Wing.STANDBY
+    asked = track.picture.old is Old.FROZEN
     if track.picture.new is Wing.ABSENT:
         ready = yield from track.do(Step.START_NEW)
     if track.picture.new is Wing.STARTED:
@@ -193,12 +198,13 @@ def _prepare(track: _Track) -> Generator[Step, bool, Verdict | None]:
     if ready:
         if track.picture.old is Old.SERVING:
             yield from track.do(Step.FREEZE)
-        ready = yield from track.do(Step.FENCE_OLD)
+            asked = True
+        ready = (yield from track.do(Step.CHECK_FORMAT)) and (yield from track.do(Step.FENCE_OLD))
     if ready:
         return None
     if track.picture.new is not Wing.DEAD:
         yield from track.do(Step.DISCARD_NEW)
-    if track.picture.old is Old.FROZEN:
+    if asked:
         yield from track.do(Step.THAW)
     return Verdict.UNTOUCHED
 

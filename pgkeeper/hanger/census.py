@@ -50,6 +50,20 @@ class Census:
             None,
         )
 
+    def successor_for(self, number: int) -> Process | None:
+        """The one to be activated next where the ledger is written in that format."""
+        return next(
+            (
+                process
+                for process in self._processes
+                if process.state is ProcessState.STANDBY
+                and not process.reserved
+                and process.formats is not None
+                and number in process.formats
+            ),
+            None,
+        )
+
     @property
     def starting(self) -> Process | None:
         """A child of ours from which no HELLO has come yet."""

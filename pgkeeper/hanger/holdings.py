@@ -6,9 +6,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from pgkeeper.errors import PgkeeperError
+from pgkeeper.hanger.formats import OURS, Formats
 from pgkeeper.hanger.vault import Vault
 from pgkeeper.ledger.segment import Segment
-from protocol.ledger import FORMAT_VERSION, SIGNATURE, Geometry, LedgerDamaged
+from protocol.ledger import Geometry, LedgerDamaged
 
 if TYPE_CHECKING:
     from protocol.control import Hello
@@ -25,22 +26,53 @@ class HelloRefusedError(PgkeeperError):
 
 
 class Holdings:
-    """The vault, the ledger, and the numbers that name ledgers and incarnations."""
+    """The vault, the ledger, and the numbers that name ledgers and incarnations.
+
+    `format` is what the ledger is written in; it means nothing while there is no ledger.
+    """
 
     def __init__(self) -> None:
         self.vault = Vault()
         self.segment: Segment | None = None
         self.generation = 1
         self.incarnation = 0
+        self.format = OURS.newest
+        self._asked: int | None = None
 
-    def check_format(self, hello: Hello) -> None:
-        """Raises `HelloRefusedError` if pgbouncer lays its ledgers out in another way than we."""
-        if (hello.format_version, hello.signature) != (FORMAT_VERSION, SIGNATURE):
+    def check_format(self, hello: Hello, owner: Formats | None) -> None:
+        """Raises `HelloRefusedError` if pgbouncer could never read the ledger.
+
+        `owner`: what the one knows that serves, and can write it in another format.
+        """
+        formats = Formats.of(hello)
+        if formats.common(OURS) is None:
+            raise HelloRefusedError(f"pgbouncer knows {formats}, this pgkeeper {OURS}")
+        if self.segment is None or self.format in formats:
+            return
+        if owner is None or formats.common(owner) is None:
             raise HelloRefusedError(
-                f"pgbouncer has ledger format {hello.format_version}"
-                f" (signature {hello.signature:016x}), this pgkeeper has format {FORMAT_VERSION}"
-                f" (signature {SIGNATURE:016x})"
+                f"pgbouncer knows {formats}, the sessions are held in format {self.format}"
             )
+
+    def ask_for(self, number: int) -> None:
+        """The owner has been asked to write in this format from now on."""
+        self._asked = number
+
+    def may_be_in(self, number: int) -> bool:
+        """Whether this can be the format now."""
+        return number in (self.format, self._asked)
+
+    def written_in(self, number: int) -> None:
+        """The owner says that this is the format now."""
+        self.format, self._asked = number, None
+
+    def orphaned(self) -> None:
+        """The owner is dead: what it was asked for it may have done, without a word of it."""
+        if self._asked is not None and self.segment is not None:
+            with contextlib.suppress(LedgerDamaged):
+                if self.segment.view().act().format == self._asked:
+                    self.format = self._asked
+        self._asked = None
 
     def ledger_for(self, hello: Hello) -> Segment:
         """The ledger; made if this is the first HELLO, with the sizes that pgbouncer wants.
@@ -50,6 +82,7 @@ class Holdings:
         if self.segment is None:
             sizes = Geometry(hello.slots, hello.iobufs, hello.pkt_buf, hello.units)
             self.segment = Segment.create(sizes, self.generation)
+            self.format = OURS.common(Formats.of(hello)) or OURS.newest
         return self.segment
 
     def take_ledger(self, hello: Hello, fd: int) -> None:
@@ -59,12 +92,18 @@ class Holdings:
         """
         segment = Segment.from_fd(fd)
         header = segment.view().header
+        if hello.format not in OURS:
+            segment.close()
+            raise HelloRefusedError(
+                f"its ledger is written in format {hello.format}, this pgkeeper knows {OURS}"
+            )
         if header.incarnation != hello.incarnation:
             segment.close()
             raise HelloRefusedError(
                 f"incarnation {hello.incarnation} brought the ledger of {header.incarnation}"
             )
         self.segment = segment
+        self.format = hello.format
         self.generation = header.generation
         self.incarnation = header.incarnation
         self.vault.reserve_tokens(hello.last_token)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pgkeeper.bouncer.pidfd import Pidfd
     from pgkeeper.bouncer.spawn import Launch
     from pgkeeper.hanger.bouncer_link import BouncerLink
+    from pgkeeper.hanger.formats import Formats
     from protocol.control import Ready
 
 __all__ = ["Process"]
@@ -31,7 +32,7 @@ class Process:
     `on_death(process)` comes once, when the kernel says that it has ended.  `reserved` keeps it
     from being activated by anybody but the handoff that started it; `dismissed` says that we
     wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it.  `end`
-    is how it ended, None while it lives.
+    is how it ended, None while it lives; `formats` the ledger's that it knows, None before HELLO.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Process:
         self.child = child
         self.link: BouncerLink | None = None
         self.incarnation = 0
+        self.formats: Formats | None = None
         self.ready: Ready | None = None
         self.refused: str | None = None
         self.reserved = False

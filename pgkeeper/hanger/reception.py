@@ -9,6 +9,7 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger import datagram
 from pgkeeper.hanger.bouncer_link import BouncerLink
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.formats import Formats
 from pgkeeper.hanger.holdings import HelloRefusedError
 from pgkeeper.hanger.process import Process
 from pgkeeper.hanger.vault import TokenTakenError, reason_name
@@ -178,6 +179,7 @@ class Reception:
     def _introduce(self, link: BouncerLink, hello: Hello, fds: tuple[int, ...]) -> None:
         process = self._process_of(link)
         process.link = link
+        process.formats = Formats.of(hello)
         try:
             if hello.role is Role.SERVING:
                 self._take_in_serving(process, link, hello, fds)
@@ -205,7 +207,8 @@ class Reception:
         return process
 
     def _take_in_successor(self, process: Process, link: BouncerLink, hello: Hello) -> None:
-        self._holdings.check_format(hello)
+        owner = self._census.owner
+        self._holdings.check_format(hello, owner.formats if owner is not None else None)
         new = self._holdings.segment is None
         segment = self._holdings.ledger_for(hello)
         if new:
@@ -227,7 +230,7 @@ class Reception:
         try:
             if len(fds) != 1:
                 raise HelloRefusedError("a serving pgbouncer must bring its ledger")
-            self._holdings.check_format(hello)
+            self._holdings.check_format(hello, None)
             if self._holdings.segment is not None or self._early is None:
                 raise HelloRefusedError("this hanger has its own listeners and sessions already")
         except HelloRefusedError:
@@ -253,6 +256,8 @@ class Reception:
                 raise RemoteProtocolError(f"{message.TYPE.name} cannot come from pgbouncer now")
             if isinstance(message, Ready):
                 self._check_ready(process, message)
+            if isinstance(message, Frozen) and not self._holdings.may_be_in(message.format):
+                raise RemoteProtocolError(f"FROZEN in a format that was not asked for: {message}")
             process.hear(event)
         except RemoteProtocolError:
             datagram.close_all(fds)
@@ -271,6 +276,8 @@ class Reception:
             case Ready() if process.state is ProcessState.ACTIVE:
                 process.ready = message
                 self._reactions.became_ready(process)
+            case Frozen() if process.owner:
+                self._holdings.written_in(message.format)
             case Draining() if process.owner and process.state is not ProcessState.FENCED:
                 self._listeners.give_up()
             case Farewell():

@@ -98,7 +98,7 @@ class Supervisor:
             return
         owner = self.census.owner
         if owner is None:
-            successor = self.census.successor
+            successor = self.census.successor_for(self.holdings.format)
             if self.crashes.waiting:
                 return  # the last ones died at once
             if successor is not None:
@@ -155,7 +155,7 @@ class Supervisor:
 
         def adopt() -> tuple[Message, tuple[int, ...]]:
             down = self.accounts.vacancy(self._loop.time())
-            return Adopt(process.incarnation, int(down * 1e6)), ()
+            return Adopt(process.incarnation, int(down * 1e6), self.holdings.format), ()
 
         send_sockets(link, self.holdings.vault)
         link.send_later(adopt)
@@ -266,6 +266,7 @@ class Supervisor:
     def _vacated(self, process: Process) -> None:
         """The owner is dead: its sessions are nobody's until the next one."""
         self.accounts.vacant(self._loop.time())
+        self.holdings.orphaned()
         unheld = self.holdings.vault.forget_unheld()
         if unheld:
             log.warning(HangerEvent.SESSIONS_LOST, incarnation=process.incarnation, unheld=unheld)

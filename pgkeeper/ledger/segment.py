@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pgkeeper.errors import PgkeeperError
 from protocol.ledger import (
+    FORMAT_LAYOUT,
     FORMAT_VERSION,
     HEADER_SIZE,
     MAGIC,
@@ -113,6 +114,7 @@ class Segment:
             version=FORMAT_VERSION,
             header_size=HEADER_SIZE,
             signature=SIGNATURE,
+            layout=FORMAT_LAYOUT,
             size=sizes.size,
             slots=sizes.slots,
             iobufs=sizes.iobufs,

@@ -98,6 +98,8 @@ class FakeBouncer:
         serving = role is Role.SERVING
         hello = Hello(
             format_version=FORMAT_VERSION + self.script.get("format", 0),
+            format_oldest=FORMAT_VERSION + self.script.get("format", 0),
+            format=FORMAT_VERSION,
             signature=SIGNATURE,
             slots=512,
             iobufs=16,
@@ -169,7 +171,7 @@ class FakeBouncer:
             case Freeze():
                 if not self.script.get("never_freezes"):
                     self.frozen = True
-                    self.say(Frozen())
+                    self.say(Frozen(message.format))
             case Thaw():
                 self.frozen = False
             case ReleaseAll():
@@ -351,7 +353,7 @@ class FakeBouncer:
     def command_crowd(self, session: Session) -> str:
         """A message with more descriptors than any may have."""
         assert self.link is not None
-        datagram.send(self.link, encode(Frozen()), (0,) * 100)
+        datagram.send(self.link, encode(Frozen(FORMAT_VERSION)), (0,) * 100)
         return "crowd"
 
     def command_descriptors(self, session: Session) -> str:

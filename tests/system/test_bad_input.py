@@ -18,7 +18,7 @@ import pytest
 from pgkeeper.control.protocol import admin_path
 from pgkeeper.hanger import datagram
 from protocol.control import Hello, Refuse, Role, decode, encode
-from protocol.ledger import FORMAT_VERSION, SIGNATURE
+from protocol.ledger import FORMAT_OLDEST, FORMAT_VERSION, SIGNATURE
 from testbed import Keeper, Pooler, wait_until
 from testbed.bystander import Bystander
 from testbed.process import descriptors, environment
@@ -205,6 +205,7 @@ def hello(**changes: Any) -> Hello:
     """What a pgbouncer of our own format says."""
     usual = Hello(
         format_version=FORMAT_VERSION,
+        format_oldest=FORMAT_OLDEST,
         signature=SIGNATURE,
         slots=512,
         iobufs=256,
@@ -223,8 +224,12 @@ def hello(**changes: Any) -> Hello:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"format_version": FORMAT_VERSION + 1}, {"signature": SIGNATURE ^ 1}],
-    ids=["version", "signature"],
+    [
+        {"format_version": FORMAT_VERSION + 1, "format_oldest": FORMAT_VERSION + 1},
+        {"format_version": FORMAT_OLDEST - 1, "format_oldest": FORMAT_OLDEST - 1},
+        {"signature": SIGNATURE ^ 1},
+    ],
+    ids=["newer", "older", "signature"],
 )
 def test_a_ledger_of_another_format(live: Keeper, changes: dict[str, int]) -> None:
     """Both sides are named, the ledger stays, and the active pgbouncer with it."""
@@ -235,9 +240,9 @@ def test_a_ledger_of_another_format(live: Keeper, changes: dict[str, int]) -> No
         packet = datagram.receive(connection)
         answer = decode(packet.data)
         assert isinstance(answer, Refuse)
-        assert f"this pgkeeper has format {FORMAT_VERSION}" in answer.text
+        assert f"this pgkeeper ledger format {FORMAT_VERSION} " in answer.text
         theirs = changes.get("format_version", FORMAT_VERSION)
-        assert f"pgbouncer has ledger format {theirs}" in answer.text
+        assert f"pgbouncer knows ledger format {theirs} " in answer.text
         assert f"{SIGNATURE:016x}" in answer.text
         assert f"{changes.get('signature', SIGNATURE):016x}" in answer.text
         assert "\n" not in answer.text

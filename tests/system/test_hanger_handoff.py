@@ -54,6 +54,34 @@ def test_five_handoffs_under_load(
     check_ledger(keeper)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_hundred_handoffs_between_two_binaries(
+    run_dir: RunDir, make_keeper: MakeKeeper, postgres: Postgres, patched_binary: Path
+) -> None:
+    keeper = make_keeper(settings={"default_pool_size": 5}, standby=True)
+    folder = run_dir.folder(f"{keeper.name}-two")
+    programs = [folder / "one", folder / "other"]
+    for program in programs:
+        shutil.copy(patched_binary, program)
+        program.chmod(0o755)
+    with Pgbench(run_dir, keeper, name=f"pgbench-{keeper.name}") as pgbench:
+        pgbench.make_tables(postgres)
+        pgbench.start(database="transaction", clients=10, transactions=20_000, protocol="prepared")
+        for number in range(200):
+            wait_for_more(postgres, 20)
+            report = keeper.client.handoff(programs[number % 2], None, lambda progress: None)
+            assert report.lost == {}
+            assert running(keeper) == programs[number % 2]
+        assert pgbench.running, "it ended before the last handoff"
+        result = pgbench.finish()
+    assert (result.exit_code, result.failed) == (0, 0), result.output
+    accounts, tellers, branches, history, lines = balances(postgres)
+    assert accounts == tellers == branches == history
+    assert lines == result.transactions
+    assert keeper.status().adoptions.sessions_lost == 0
+
+
 def test_to_another_binary_and_another_ini(
     make_keeper: MakeKeeper, run_dir: RunDir, patched_binary: Path
 ) -> None:

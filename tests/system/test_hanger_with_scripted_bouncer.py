@@ -328,8 +328,8 @@ def test_another_format_is_refused_and_the_ledger_stays(hanger: ScriptedHanger) 
     hanger.script(format=1)
     os.kill(pid, signal.SIGKILL)
     hanger.wait_logged("hello-refused")
-    assert f"pgbouncer has ledger format {FORMAT_VERSION + 1}" in hanger.logged()
-    assert f"this pgkeeper has format {FORMAT_VERSION}" in hanger.logged()
+    assert f"pgbouncer knows ledger format {FORMAT_VERSION + 1} " in hanger.logged()
+    assert f"this pgkeeper ledger format {FORMAT_VERSION} " in hanger.logged()
     client.say("patience")
     hanger.script()
     assert client.hear() == "echo patience"
@@ -573,6 +573,7 @@ def test_handoff(hanger: ScriptedHanger) -> None:
         "start-new",
         "await-standby",
         "freeze",
+        "check-format",
         "fence-old",
         "activate-new",
         "await-ready",

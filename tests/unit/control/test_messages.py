@@ -101,10 +101,10 @@ SERVER = 1 << 63
 
 EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     "hello": (
-        Hello(1, 2, 3, 4, 5, 6, 7, Role.SERVING, 8, 9, 10, 11, "1.24.1"),
+        Hello(1, 2, 3, 4, 5, 6, 7, Role.SERVING, 8, 9, 10, 11, 12, 13, "1.24.1"),
         struct.pack("=II", 1, 1)
         + struct.pack("=4Q", 2, 8, 9, 10)
-        + struct.pack("=6I", 3, 4, 5, 6, 7, 11)
+        + struct.pack("=8I", 3, 4, 5, 6, 7, 11, 12, 13)
         + b"1.24.1".ljust(32, b"\0"),
         1,
     ),
@@ -121,7 +121,7 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
         struct.pack("=QII5IIQ", 1, 2, 3, 4, 5, 6, 7, 8, 0, 9),
         0,
     ),
-    "frozen": (Frozen(), b"", 0),
+    "frozen": (Frozen(3), struct.pack("=II", 3, 0), 0),
     "farewell": (Farewell(), b"", 0),
     "draining": (Draining(), b"", 0),
     "welcome": (Welcome(1, 2, 3), struct.pack("=QQII", 1, 2, 3, 0), 1),
@@ -129,9 +129,9 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     "listeners": (Listeners((False,)), struct.pack("=III", 1, 0, 0), 1),
     "sockets": (Sockets((HeldSocket(7),)), struct.pack("=IIQII", 1, 0, 7, 0, 0), 1),
     "no sockets": (Sockets(()), struct.pack("=II", 0, 0), 0),
-    "adopt": (Adopt(4, 5), struct.pack("=QQ", 4, 5), 0),
+    "adopt": (Adopt(4, 5, 6), struct.pack("=QQII", 4, 5, 6, 0), 0),
     "client": (Client(HeldSocket(7, unix=True)), struct.pack("=IIQII", 1, 0, 7, 1, 0), 1),
-    "freeze": (Freeze(), b"", 0),
+    "freeze": (Freeze(4), struct.pack("=II", 4, 0), 0),
     "thaw": (Thaw(), b"", 0),
     "release all": (ReleaseAll(), b"", 0),
 }
@@ -189,7 +189,7 @@ def test_strangers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
-        (MessageType.HELLO, struct.pack("=II", 1, 2) + bytes(88)),
+        (MessageType.HELLO, struct.pack("=II", 1, 2) + bytes(96)),
         (MessageType.UNHELD, struct.pack("=QII", 1, 0, 0)),
         (MessageType.UNHELD, struct.pack("=QII", 1, 5, 0)),
         (MessageType.UNHELD, struct.pack("=QII", 1, 1, 2)),
@@ -228,8 +228,8 @@ def test_full_batches_fit_a_message() -> None:
         Refuse("x" * MESSAGE_MAX),
         Release((1,) * (BATCH + 1)),
         Listeners((True,) * (BATCH + 1)),
-        Adopt(-1),
-        Adopt(1 << 64),
+        Adopt(-1, 0, 3),
+        Adopt(1 << 64, 0, 3),
         Ready(1, 2, 3, lost=(1, 2)),
         Hello(1, 2, 3, 4, 5, 6, 7, pgbouncer_version="x" * 33),
     ],

@@ -73,12 +73,13 @@ PREFIXES = list(prefixes())
 
 
 def test_all_goes_well() -> None:
-    steps, picture, verdict = run((True,) * 7)
+    steps, picture, verdict = run((True,) * 8)
     assert verdict is Verdict.REPLACED
     assert steps == [
         Step.START_NEW,
         Step.AWAIT_STANDBY,
         Step.FREEZE,
+        Step.CHECK_FORMAT,
         Step.FENCE_OLD,
         Step.ACTIVATE_NEW,
         Step.AWAIT_READY,
@@ -121,6 +122,24 @@ def test_the_old_one_is_not_disturbed_before_the_new_one_stands_by(path: tuple[b
         if step is Step.ACTIVATE_BACK:
             assert picture.new is Wing.DEAD
         picture = after(picture, step, outcome)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: "".join("-+"[ok] for ok in path))
+def test_who_was_told_to_stand_still_ends_or_is_told_to_go_on(path: tuple[bool, ...]) -> None:
+    """Even one that did not seem to: it may hear of it late."""
+    steps, picture, _ = run(path)
+    if Step.FREEZE in steps and picture.old is not Old.DEAD:
+        assert steps[-1] is Step.THAW
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: "".join("-+"[ok] for ok in path))
+def test_the_old_one_is_not_ended_before_the_new_one_can_read_its_ledger(
+    path: tuple[bool, ...],
+) -> None:
+    steps, _, _ = run(path)
+    outcomes = dict(zip(steps, path, strict=True))
+    if Step.FENCE_OLD in outcomes:
+        assert outcomes[Step.CHECK_FORMAT]
 
 
 @pytest.mark.parametrize(

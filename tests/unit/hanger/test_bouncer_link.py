@@ -114,7 +114,7 @@ def test_messages_arrive_in_order_with_their_descriptors() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"x", b"\0" * 8, encode(Release((1,)))[:-1], encode(Frozen()) + b"x", b"y" * 5000],
+    [b"", b"x", b"\0" * 8, encode(Release((1,)))[:-1], encode(Frozen(3)) + b"x", b"y" * 5000],
     ids=["empty", "short", "magic", "cut", "trailing", "long"],
 )
 def test_what_is_no_message_ends_the_link_and_leaks_nothing(data: bytes) -> None:
@@ -141,7 +141,7 @@ def test_a_wrong_number_of_descriptors_ends_the_link(count: int) -> None:
     on_wire(act)
 
 
-@pytest.mark.parametrize("message", [Frozen(), Register(entries(4))])
+@pytest.mark.parametrize("message", [Frozen(3), Register(entries(4))])
 def test_descriptors_that_find_no_number(message: Message) -> None:
     """Register goes on with the first ones; every other message is refused."""
 
@@ -173,10 +173,10 @@ def test_descriptors_that_find_no_number(message: Message) -> None:
 
 def test_the_peer_ends_the_connection() -> None:
     async def act(wire: Wire) -> None:
-        datagram.send(wire.peer, encode(Frozen()))
+        datagram.send(wire.peer, encode(Frozen(3)))
         wire.peer.close()
         await wire.until(lambda: wire.ends)
-        assert wire.heard == [(Frozen(), ())]
+        assert wire.heard == [(Frozen(3), ())]
         assert wire.ends == [None]
         wire.link.send(Thaw())  # goes nowhere
 
@@ -201,7 +201,7 @@ def test_an_error_of_the_handler_ends_the_link() -> None:
             raise RemoteProtocolError("not now")
 
         wire.link._on_message = refuse
-        datagram.send(wire.peer, encode(Frozen()))
+        datagram.send(wire.peer, encode(Frozen(3)))
         await wire.until(lambda: wire.ends)
         assert str(wire.ends[0]) == "not now"
 
@@ -212,7 +212,7 @@ def test_a_peer_that_does_not_read_blocks_nobody_and_misses_nothing() -> None:
     async def act(wire: Wire) -> None:
         count = 3000
         for number in range(count):
-            wire.link.send(Adopt(number))
+            wire.link.send(Adopt(number, 0, 3))
         assert wire.link.queued > 0
         got = []
         while len(got) < count:
@@ -221,7 +221,7 @@ def test_a_peer_that_does_not_read_blocks_nobody_and_misses_nothing() -> None:
                 got.append(decode(datagram.receive(wire.peer).data))
             except BlockingIOError:
                 continue
-        assert got == [Adopt(number) for number in range(count)]
+        assert got == [Adopt(number, 0, 3) for number in range(count)]
         assert wire.link.queued == 0
 
     on_wire(act)
@@ -230,7 +230,7 @@ def test_a_peer_that_does_not_read_blocks_nobody_and_misses_nothing() -> None:
 def test_what_is_sent_later_is_made_when_its_turn_comes() -> None:
     async def act(wire: Wire) -> None:
         while not wire.link.queued:
-            wire.link.send(Adopt(0))
+            wire.link.send(Adopt(0, 0, 3))
         truth = ["early"]
         made = []
 
@@ -242,8 +242,8 @@ def test_what_is_sent_later_is_made_when_its_turn_comes() -> None:
         truth[0] = "gone"
         assert not made
         last = None
-        wire.link.send(Adopt(1))
-        while last != Adopt(1):
+        wire.link.send(Adopt(1, 0, 3))
+        while last != Adopt(1, 0, 3):
             await asyncio.sleep(0)
             try:
                 last = decode(datagram.receive(wire.peer).data)
@@ -291,12 +291,12 @@ def test_the_wait_for_descriptors_under_way(monkeypatch: pytest.MonkeyPatch) -> 
             real(*arguments)  # type: ignore[arg-type]
 
         monkeypatch.setattr(datagram, "send", send)
-        wire.link.send(Adopt(1))
-        wire.link.send(Adopt(2))
+        wire.link.send(Adopt(1, 0, 3))
+        wire.link.send(Adopt(2, 0, 3))
         assert wire.link.queued == 2
         await wire.until(lambda: not wire.link.queued)
         assert not answers
-        assert decode(datagram.receive(wire.peer).data) == Adopt(1)
-        assert decode(datagram.receive(wire.peer).data) == Adopt(2)
+        assert decode(datagram.receive(wire.peer).data) == Adopt(1, 0, 3)
+        assert decode(datagram.receive(wire.peer).data) == Adopt(2, 0, 3)
 
     on_wire(act)

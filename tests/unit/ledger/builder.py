@@ -67,6 +67,7 @@ class LedgerBuilder:
             "version": layouts.FORMAT_VERSION,
             "header_size": layouts.HEADER_SIZE,
             "signature": SIGNATURE,
+            "layout": layouts.FORMAT_LAYOUT,
             "size": geometry.size,
             "slots": geometry.slots,
             "iobufs": geometry.iobufs,

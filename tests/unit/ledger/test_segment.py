@@ -118,7 +118,7 @@ def _memfd(data: bytes, flags: int = os.MFD_ALLOW_SEALING) -> int:
     return fd
 
 
-@pytest.mark.parametrize("field", ["version", "signature", "magic"])
+@pytest.mark.parametrize("field", ["layout", "signature", "magic"])
 def test_a_ledger_of_another_format_is_refused_with_both_named(field: str) -> None:
     builder = LedgerBuilder()
     ours = builder.header[field]

@@ -126,7 +126,7 @@ def test_a_slot_that_does_not_exist_is_damage(builder: LedgerBuilder, slot: int)
             read(slot)
 
 
-@pytest.mark.parametrize("field", ["magic", "version", "signature"])
+@pytest.mark.parametrize("field", ["magic", "layout", "signature"])
 def test_another_format_is_named_with_ours(builder: LedgerBuilder, field: str) -> None:
     ours = builder.header[field]
     builder.set_header(**{field: 0xABC})
@@ -135,6 +135,13 @@ def test_another_format_is_named_with_ours(builder: LedgerBuilder, field: str) -
     assert (caught.value.field, caught.value.found, caught.value.expected) == (field, 0xABC, ours)
     assert "0xabc" in str(caught.value)
     assert f"{ours:#x}" in str(caught.value)
+
+
+def test_who_made_it_may_know_a_newer_format(builder: LedgerBuilder) -> None:
+    """With other names for what is spare to us; which format is written says the act record."""
+    builder.set_header(version=layouts.FORMAT_VERSION + 1, signature=0xABC)
+    builder.commit(1, format=layouts.FORMAT_VERSION)
+    assert builder.view().act().format == layouts.FORMAT_VERSION
 
 
 @pytest.mark.parametrize(
