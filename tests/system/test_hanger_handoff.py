@@ -67,14 +67,14 @@ def test_two_hundred_handoffs_between_two_binaries(
         program.chmod(0o755)
     with Pgbench(run_dir, keeper, name=f"pgbench-{keeper.name}") as pgbench:
         pgbench.make_tables(postgres)
-        pgbench.start(database="transaction", clients=10, transactions=20_000, protocol="prepared")
+        pgbench.start(database="transaction", clients=10, transactions=400_000, protocol="extended")
         for number in range(200):
             wait_for_more(postgres, 20)
             report = keeper.client.handoff(programs[number % 2], None, lambda progress: None)
             assert report.lost == {}
             assert running(keeper) == programs[number % 2]
         assert pgbench.running, "it ended before the last handoff"
-        result = pgbench.finish()
+        result = pgbench.finish(300)
     assert (result.exit_code, result.failed) == (0, 0), result.output
     accounts, tellers, branches, history, lines = balances(postgres)
     assert accounts == tellers == branches == history
