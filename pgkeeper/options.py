@@ -61,7 +61,7 @@ class RunOptions:
     ini: Path
     pgbouncer: Path | None = None
     socket: Path | None = None
-    standby: bool = False
+    standby: bool = True
     supervise: bool = True
     allow_users: tuple[str, ...] = ()
     hold_timeout: float = DEFAULT_HOLD_TIMEOUT

@@ -54,9 +54,9 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 )
 @_option(
     "--standby/--no-standby",
-    default=False,
+    default=True,
     show_default=True,
-    help="Keep a second pgbouncer started and waiting.",
+    help="Keep a second pgbouncer started and waiting, where we start any.",
 )
 @_option(
     "--supervise/--no-supervise",

@@ -205,8 +205,11 @@ class Service:
         )
 
     def warnings(self) -> Sequence[str]:
-        """Keeper: what the operator ought to change in the ini."""
-        return [warning.text for warning in self._ini.warnings()]
+        """Keeper: what the operator ought to change in the ini, and why there is no standby."""
+        texts = [warning.text for warning in self._ini.warnings()]
+        if (trouble := self.supervisor.standby_trouble) is not None:
+            texts.append(f"no standby: {trouble}; pgbouncer's log says more")
+        return texts
 
     def sessions(self) -> Iterable[Session]:
         """Keeper: all sessions, clients first."""

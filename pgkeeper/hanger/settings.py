@@ -41,6 +41,6 @@ class Settings:
     """
 
     supervise: bool = True
-    standby: bool = False
+    standby: bool = True
     hold_timeout: float = 60.0
     patience: Patience = field(default_factory=Patience)

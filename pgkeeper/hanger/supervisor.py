@@ -72,6 +72,8 @@ class Supervisor:
         """A handoff decides who is activated; nobody else does."""
         self.returned = asyncio.Event()
         """A pgbouncer that served without a hanger has come back."""
+        self.standby_trouble: str | None = None
+        """Why there is no standby, one line; None where there is one, or none is missed yet."""
         self._loop = loop
         self._on_end = on_end
         self._on_drained = on_drained
@@ -127,6 +129,7 @@ class Supervisor:
             if self.census.owner is None:
                 self._start_failed(None)
             elif not reserved:
+                self.standby_trouble = error.message
                 self._standby_crashes.not_started()
             return None
         process = Process(self._loop, child.pid, child.pidfd, self.died, launch=launch, child=child)
@@ -172,6 +175,7 @@ class Supervisor:
             self.returned.set()
         else:
             process.clear_deadline()
+            self.standby_trouble = None
             log.info(HangerEvent.BOUNCER_STANDBY, pid=process.pid)
         self.arrange()
 
@@ -255,6 +259,7 @@ class Supervisor:
             if owner or self.census.owner is None:
                 self._start_failed(process)
             else:
+                self.standby_trouble = process.refused or f"it ended ({end})"
                 self._standby_crashes.died(process)
         if process.said_farewell and self.settings.supervise and not self._stopping:
             self._on_end()

@@ -73,7 +73,7 @@ class StandIn:
         """Have a hanger made with a pgbouncer, and stay until it ends."""
         words = [
             *(Path.cwd(), self._folder / HANGER_LOG, "run", "--log-json", "--ini", self._ini),
-            *("--pgbouncer", self._pgbouncer, "--socket", self._socket),
+            *("--pgbouncer", self._pgbouncer, "--socket", self._socket, "--no-standby"),
         ]
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as nursery:
             nursery.connect(self._nursery)

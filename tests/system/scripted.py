@@ -157,7 +157,7 @@ class ScriptedHanger:
                 f"import resource as r; r.setrlimit(r.RLIMIT_NOFILE, ({limit},) * 2); " + program
             )
         words = [sys.executable, "-c", program, "run", "--ini", str(self.ini)]
-        words += ["--socket", str(self.socket)]
+        words += ["--socket", str(self.socket), "--no-standby"]  # unless an option says so
         if "--pgbouncer" not in options:
             words += ["--pgbouncer", str(self.bouncer)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
