@@ -671,7 +671,7 @@ async def run_impatient(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     loop = asyncio.get_running_loop()
     launch = Launch(hanger.bouncer, hanger.ini, hanger.socket)
-    settings = Settings(patience=patience)
+    settings = Settings(standby=False, patience=patience)
     service = Service(loop, settings, BouncerIni.load(hanger.ini), launch)
     await service.claim()
     try:
