@@ -13,6 +13,7 @@
 #include <usual/slab.h>
 
 #include "keeper/internal.h"
+#include "keeper/system.h"
 
 _Static_assert(offsetof(IOBuf, buf) == KEEPER_IOBUF_HEAD, "where an IOBuf's bytes begin");
 
@@ -31,11 +32,14 @@ void keeper_acts_setup(void)
 
 IOBuf *keeper_iobuf_alloc(SBuf *sbuf)
 {
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 	uint32_t number = keeper_on ? keeper_store_new_iobuf(&keeper_store) : 0;
 	IOBuf *io;
 
 	if (number) {
-		iobuf_owner[number] = container_of(sbuf, PgSocket, sbuf);
+		/* an act is about to begin */
+		keeper_prefetch(sk->keeper_slot);
+		iobuf_owner[number] = sk;
 		io = keeper_store_iobuf(&keeper_store, number);
 	} else {
 		io = slab_alloc(iobuf_cache);
@@ -54,7 +58,6 @@ void keeper_iobuf_free(SBuf *sbuf, IOBuf *io)
 		return;
 	}
 	keeper_mark(container_of(sbuf, PgSocket, sbuf));
-	iobuf_owner[number] = NULL;
 	keeper_store_free_iobuf(&keeper_store, number);
 }
 
@@ -125,7 +128,7 @@ bool keeper_outbox_append(uint32_t slot, const void *data, size_t len)
 	/* beyond what a committed length covers: nobody reads it yet */
 	memcpy(keeper_blob_data(blob) + l->outbox_len, data, len);
 	l->outbox_len += len;
-	l->cold++;
+	keeper_cold_changed(l);
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
 	return true;
@@ -135,29 +138,38 @@ void keeper_outbox_drop(struct KeeperLocal *l)
 {
 	keeper_store_free_blob(&keeper_store, l->outbox);
 	l->outbox = l->outbox_done = l->outbox_len = 0;
-	l->cold++;
+	keeper_cold_changed(l);
 }
 
-/* the system call itself, with the ledger's own count where the kernel has none */
-static inline ssize_t counted_send(uint32_t slot, const void *data, size_t len)
+/* where the kernel counts nothing, the ledger does */
+
+static KEEPER_APART ssize_t counted_recv(uint32_t slot, void *dst, size_t len)
 {
-	struct KeeperLocal *l = &keeper_local[slot];
 	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	struct KeeperLocal *l = &keeper_local[slot];
 	ssize_t res;
 
-	if (l->is_unix)
-		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
-	res = safe_send(l->fd, data, len, 0);
+	__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
+	res = keeper_system_recv(l->fd, dst, len);
+	if (res > 0)
+		l->rx += res;
+	__atomic_store_n(&shared->unix_rx, l->rx, __ATOMIC_RELEASE);
+	__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
+	return res;
+}
+
+static KEEPER_APART ssize_t counted_send(uint32_t slot, const void *data, size_t len)
+{
+	struct KeeperSlot *shared = &keeper_store.slot[slot];
+	struct KeeperLocal *l = &keeper_local[slot];
+	ssize_t res;
+
+	__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
+	res = keeper_system_send(l->fd, data, len);
 	if (res > 0)
 		l->tx += res;
-	if (l->is_unix) {
-		int saved = errno;
-
-		__atomic_store_n(&shared->unix_tx, l->tx, __ATOMIC_RELEASE);
-		__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
-		errno = saved;
-	}
-	keeper_store_mark(&keeper_store, slot);
+	__atomic_store_n(&shared->unix_tx, l->tx, __ATOMIC_RELEASE);
+	__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
 	return res;
 }
 
@@ -166,17 +178,27 @@ bool keeper_outbox_flush(uint32_t slot)
 	struct KeeperLocal *l = &keeper_local[slot];
 
 	while (l->outbox) {
+		const uint8_t *data;
+		size_t len;
 		ssize_t res;
 
 		keeper_store_mark(&keeper_store, slot);
 		keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);
-		res = counted_send(slot, keeper_blob_data(keeper_store_blob(&keeper_store, l->outbox)) + l->outbox_done,
-				   l->outbox_len - l->outbox_done);
+		data = keeper_blob_data(keeper_store_blob(&keeper_store, l->outbox)) + l->outbox_done;
+		len = l->outbox_len - l->outbox_done;
+		if (l->is_unix) {
+			res = counted_send(slot, data, len);
+		} else {
+			res = keeper_system_send(l->fd, data, len);
+			if (res > 0)
+				l->tx += res;
+		}
+		keeper_store_mark(&keeper_store, slot);
 		if (res < 0 && errno == EAGAIN)
 			return false;
 		if (res > 0)
 			l->outbox_done += res;
-		l->cold++;
+		keeper_cold_changed(l);
 		/* on an error nobody reads any more: recv will tell the same */
 		if (res < 0 || l->outbox_done == l->outbox_len)
 			keeper_outbox_drop(l);
@@ -188,42 +210,51 @@ bool keeper_outbox_flush(uint32_t slot)
  * The operations table.
  */
 
+/* keeper_mark() for who has just been committed, or looked at */
+static inline void mark_again(PgSocket *sk)
+{
+	if (sk && sk->keeper_clean) {
+		sk->keeper_clean = false;
+		keeper_store_mark(&keeper_store, sk->keeper_slot);
+	}
+}
+
+static inline bool may_be_noted(uint32_t slot, const struct KeeperLocal *l, uint32_t iobuf, uint32_t position)
+{
+	if (likely(l->copies & KEEPER_COPY_DRAINED))
+		return true;
+	return (l->copies & KEEPER_COPY_OURS) && keeper_store_notable(&keeper_store, slot, l->rx, iobuf, position);
+}
+
 static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 	uint32_t slot = sk->keeper_slot;
 	struct KeeperLocal *l = &keeper_local[slot];
-	struct KeeperSlot *shared;
-	IOBuf *io;
-	bool noted;
+	uint32_t position;
 	ssize_t res;
 
 	if (!slot)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
-	io = sbuf->io;
-	/* a copy that says nothing of ours yet may be a former owner's */
-	noted = l->cold_in[keeper_store.place[slot].current]
-		&& keeper_store_note_read(&keeper_store, slot, l->rx, io->keeper_number, (uint8_t *)dst - io->buf);
-	if (!noted) {
-		keeper_store_mark(&keeper_store, slot);
+	position = (uint8_t *)dst - sbuf->io->buf;
+	if (!may_be_noted(slot, l, sbuf->io->keeper_number, position)
+	    || !keeper_store_note_read(&keeper_store, slot, l->rx, sbuf->io->keeper_number, position)) {
+		keeper_mark(sk);
 		keeper_commit(KEEPER_ACT_RECV, slot, slot);
 	}
-	shared = &keeper_store.slot[slot];
-	if (l->is_unix)
-		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
-	res = safe_recv(sbuf->sock, dst, len, 0);
-	if (res > 0) {
-		l->rx += res;
-		l->flush_due = true;
-		keeper_store_mark(&keeper_store, slot);
+	/* what it changes: marked before it, as long as all this is at hand */
+	mark_again(sk);
+	if (unlikely(l->is_unix)) {
+		res = counted_recv(slot, dst, len);
+	} else {
+		res = keeper_system_recv(sbuf->sock, dst, len);
+		if (likely(res > 0))
+			l->rx += res;
 	}
-	if (l->is_unix) {
-		int saved = errno;
-
-		__atomic_store_n(&shared->unix_rx, l->rx, __ATOMIC_RELEASE);
-		__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
-		errno = saved;
+	if (likely(res > 0)) {
+		l->copies &= ~KEEPER_COPY_DRAINED;
+		sk->keeper_flush_due = true;
 	}
 	return res;
 }
@@ -279,18 +310,25 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 			return len;
 		l->answer_outside = sk->pool && sk->pool->db->admin;
 	}
-	if (l->outbox && !keeper_outbox_flush(slot)) {
+	if (unlikely(l->outbox) && !keeper_outbox_flush(slot)) {
 		errno = EAGAIN;
 		return -1;
 	}
+	keeper_mark(source);
+	keeper_mark(sk);
 	/* bytes the ledger had no room for leave at once: volatile until they have */
 	l->bypass = !source;
-	keeper_mark(source);
-	keeper_store_mark(&keeper_store, slot);
 	keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);
-	keeper_mark(source);
-	res = counted_send(slot, data, len);
 	l->bypass = false;
+	/* what it changes: before it, as long as all this is at hand */
+	mark_again(source);
+	mark_again(sk);
+	if (unlikely(l->is_unix))
+		return counted_send(slot, data, len);
+	l->tx += len;
+	res = keeper_system_send(sbuf->sock, data, len);
+	if (unlikely(res != (ssize_t)len))
+		l->tx -= len - (res > 0 ? res : 0);
 	return res;
 }
 
@@ -310,6 +348,7 @@ static int keeper_close(SBuf *sbuf)
 		l->object = NULL;
 		l->closing_since = get_cached_time();
 		sk->keeper_slot = 0;
+		sk->keeper_clean = false;
 		keeper_store_mark(&keeper_store, slot);
 		keeper_pend(slot);
 	}

@@ -179,7 +179,7 @@ static void wake(uint32_t slot, PgSocket *sk)
 
 	if (c->wait_type == KEEPER_WAIT_NONE)
 		return;
-	if (bytes || keeper_local[slot].flush_due)
+	if (bytes || sk->keeper_flush_due)
 		sbuf_adopt_resume(sbuf);
 }
 

@@ -8,6 +8,7 @@
 #include "bouncer.h"
 
 #include "keeper/internal.h"
+#include "keeper/commit.h"
 
 unsigned keeper_vars_changes;
 
@@ -18,6 +19,14 @@ unsigned keeper_vars_changes;
 
 static uint32_t flags_of[4][256];
 static size_t first_byte;
+
+/* of each flag, whether it is no bit of the PgSocket and yet changes seldom */
+#define FIXED_FLAGS	(KEEPER_F_UNIX | KEEPER_F_CONSOLE | KEEPER_F_DOOMED | KEEPER_F_DOOM_NOTIFY)
+
+/* what the tables have said lately, in one cache line: sockets are in few states */
+static struct {
+	uint32_t bits, flags;
+} looked_up[8] __attribute__((aligned(KEEPER_CACHE_LINE)));
 
 struct Bit {
 	size_t byte;
@@ -74,54 +83,33 @@ void keeper_flags_setup(void)
 	}
 }
 
-static uint32_t look_up_bits(struct KeeperLocal *l, uint32_t bits)
-{
-	uint8_t p[sizeof(bits)];
-
-	memcpy(p, &bits, sizeof(bits));
-	l->bits = bits;
-	l->bit_flags = flags_of[0][p[0]] | flags_of[1][p[1]] | flags_of[2][p[2]] | flags_of[3][p[3]];
-	return l->bit_flags;
-}
-
-static inline uint32_t flags_of_bits(const PgSocket *sk, struct KeeperLocal *l)
+static inline uint32_t bits_of(const PgSocket *sk)
 {
 	uint32_t bits;
 
 	memcpy(&bits, (const uint8_t *)sk + first_byte, sizeof(bits));
-	return bits == l->bits ? l->bit_flags : look_up_bits(l, bits);
+	return bits;
 }
 
-/*
- * Outstanding requests.
- */
-
-static void write_requests_apart(PgSocket *sk, struct KeeperLocal *l)
+static KEEPER_APART uint32_t look_up(uint32_t bits)
 {
-	static struct KeeperPack pack;
-	struct List *el;
+	uint8_t p[sizeof(bits)];
 
-	pack.len = 0;
-	statlist_for_each(el, &sk->outstanding_requests) {
-		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
-		struct KeeperRequest entry;
+	memcpy(p, &bits, sizeof(bits));
+	return flags_of[0][p[0]] | flags_of[1][p[1]] | flags_of[2][p[2]] | flags_of[3][p[3]];
+}
 
-		memset(&entry, 0, sizeof(entry));
-		entry.type = request->type;
-		entry.action = request->action;
-		entry.query_id = request->server_ps_query_id;
-		if (request->server_ps) {
-			entry.closing = 1;
-			entry.query_id = request->server_ps->query_id;
-			entry.statement = keeper_statement_blob(request->server_ps->ps);
-			l->full |= !entry.statement;
-		}
-		keeper_pack(&pack, &entry, sizeof(entry));
+static inline void find_flags(const PgSocket *sk, struct KeeperLocal *l)
+{
+	uint32_t bits = bits_of(sk);
+	unsigned i = (bits * 0x9e3779b1U) >> 29;
+
+	if (unlikely(looked_up[i].bits != bits)) {
+		looked_up[i].bits = bits;
+		looked_up[i].flags = look_up(bits);
 	}
-	l->requests = keeper_pack_blob(&pack, KEEPER_BLOB_REQUESTS);
-	l->full |= !l->requests;
-	l->calm &= !l->full;
-	l->cold++;
+	l->bits = bits;
+	l->flags = (l->flags & FIXED_FLAGS) | looked_up[i].flags;
 }
 
 /*
@@ -161,32 +149,91 @@ SAME_WORD(io_parse, io_recv);
 SAME_WORD(pkt_remain, skip_remain);
 _Static_assert(WORD(check) == WORD(n_requests) + 3, "the requests fill three words");
 
-static uint64_t write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+/*
+ * Outstanding requests.
+ */
+
+static KEEPER_APART uint64_t write_requests_apart(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
 {
-	uint64_t word[3] = { 0, 0, 0 };
+	static struct KeeperPack pack;
 	struct List *el;
-	unsigned n = 0;
+
+	pack.len = 0;
+	statlist_for_each(el, &sk->outstanding_requests) {
+		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
+		struct KeeperRequest entry;
+
+		memset(&entry, 0, sizeof(entry));
+		entry.type = request->type;
+		entry.action = request->action;
+		entry.query_id = request->server_ps_query_id;
+		if (request->server_ps) {
+			entry.closing = 1;
+			entry.query_id = request->server_ps->query_id;
+			entry.statement = keeper_statement_blob(request->server_ps->ps);
+			l->full |= !entry.statement;
+		}
+		keeper_pack(&pack, &entry, sizeof(entry));
+	}
+	l->requests = keeper_pack_blob(&pack, KEEPER_BLOB_REQUESTS);
+	l->full |= !l->requests;
+	l->calm &= !l->full;
+	keeper_cold_changed(l);
+	return put(copy, WORD(n_requests), 0) + put(copy, WORD(n_requests) + 1, 0) + put(copy, WORD(n_requests) + 2, 0);
+}
+
+static inline uint8_t inline_request(const OutstandingRequest *request)
+{
+	return request->action << 6 | (request->type - 0x40);
+}
+
+static KEEPER_APART uint64_t write_requests(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	unsigned n = statlist_count(&sk->outstanding_requests);
+	unsigned i = WORD(n_requests), at = sizeof(copy->n_requests);
+	uint64_t word = PART(n_requests, n), check = 0;
+	struct List *el;
 
 	if (l->requests) {
 		keeper_store_free_blob(&keeper_store, l->requests);
 		l->requests = 0;
-		l->cold++;
+		keeper_cold_changed(l);
 	}
+	if (n > KEEPER_INLINE_REQUESTS)
+		return write_requests_apart(sk, l, copy);
 	statlist_for_each(el, &sk->outstanding_requests) {
-		OutstandingRequest *request = container_of(el, OutstandingRequest, node);
-		unsigned at = offsetof(struct KeeperCopy, request) - offsetof(struct KeeperCopy, n_requests) + n;
-		uint8_t entry = request->action << 6 | (request->type - 0x40);
+		const OutstandingRequest *request = container_of(el, OutstandingRequest, node);
 
-		if (n == KEEPER_INLINE_REQUESTS || request->server_ps || request->server_ps_query_id) {
-			write_requests_apart(sk, l);
-			word[0] = word[1] = word[2] = n = 0;
-			break;
+		if (request->server_ps || request->server_ps_query_id)
+			return write_requests_apart(sk, l, copy);
+		word |= part(at, 1, inline_request(request));
+		if (++at == sizeof(word)) {
+			check += put(copy, i++, word);
+			word = at = 0;
 		}
-		word[at / sizeof(*word)] |= part(at % sizeof(*word), 1, entry);
-		n++;
 	}
-	return put(copy, WORD(n_requests), word[0] | PART(n_requests, n)) + put(copy, WORD(n_requests) + 1, word[1])
-	       + put(copy, WORD(n_requests) + 2, word[2]);
+	for (; i < WORD(check); i++) {
+		check += put(copy, i, word);
+		word = 0;
+	}
+	return check;
+}
+
+/* or none: a client's list is not even initialized */
+static inline uint64_t write_one_request(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy)
+{
+	const OutstandingRequest *request;
+	uint64_t word = 0;
+
+	if (statlist_count(&sk->outstanding_requests)) {
+		request = container_of(sk->outstanding_requests.head.next, OutstandingRequest, node);
+		if (unlikely(request->server_ps || request->server_ps_query_id))
+			return write_requests(sk, l, copy);
+		word = PART(n_requests, 1) | part(sizeof(copy->n_requests), 1, inline_request(request));
+	}
+	put(copy, WORD(n_requests) + 1, 0);
+	put(copy, WORD(n_requests) + 2, 0);
+	return put(copy, WORD(n_requests), word);
 }
 
 /*
@@ -200,7 +247,7 @@ static void write_extra(PgSocket *sk, struct KeeperLocal *l)
 	unsigned left = mbuf_avail_for_read(extra);
 	uint32_t unit;
 
-	l->cold++;
+	keeper_cold_changed(l);
 	if (l->extra && left && left <= l->extra_len) {
 		const uint8_t *mirror = keeper_blob_data(keeper_store_blob(&keeper_store, l->extra));
 
@@ -242,12 +289,14 @@ static inline uint32_t slot_of(const PgSocket *sk)
 	return sk ? sk->keeper_slot : 0;
 }
 
-/* has nothing changed but what every commit writes? */
+/*
+ * Has nothing changed but what every commit writes?  A packet that is buffered
+ * whole is announced by its action, and each part of it ends the calm.
+ */
 static inline bool is_calm(const PgSocket *sk, const struct KeeperLocal *l)
 {
 	return l->calm && l->pool == sk->pool && l->vars_changes == keeper_vars_changes
-	       && sk->packet_cb_state.flag == CB_NONE && !sk->canceled_server
-	       && !mbuf_avail_for_read(&sk->sbuf.extra_packets);
+	       && sk->sbuf.pkt_action != KEEPER_ACTION_CALL && !mbuf_avail_for_read(&sk->sbuf.extra_packets);
 }
 
 /*
@@ -260,13 +309,16 @@ static bool is_lost_console(const struct KeeperLocal *l)
 	return l->in_command || l->answer_outside || cf_pause_mode == P_SUSPEND || cf_shutdown == SHUTDOWN_IMMEDIATE;
 }
 
-static void update_rest(PgSocket *sk, struct KeeperLocal *l)
+static KEEPER_APART void update_rest(PgSocket *sk, struct KeeperLocal *l)
 {
 	bool is_console = !is_server_socket(sk) && sk->pool && sk->pool->db->admin;
 	bool settled;
 
+	/* ids must never come twice: known before what carries them can leave; who is new is never calm */
+	keeper_store.header->query_id = next_unique_query_id;
+	keeper_store.header->socket_id = last_pgsocket_id;
 	l->full = false;
-	l->cold++;
+	keeper_cold_changed(l);
 	l->pool = sk->pool;
 	l->pool_slot = pool_slot(sk->pool);
 	l->canceled_server = slot_of(sk->canceled_server);
@@ -279,19 +331,20 @@ static void update_rest(PgSocket *sk, struct KeeperLocal *l)
 	settled = keeper_update_record(sk, l);
 	l->full |= !l->record || !l->pool_slot != !sk->pool || l->catalog.lost
 		   || (!l->packet && mbuf_written(&sk->packet_cb_state.pkt.data));
-	l->fixed_flags = 0;
+	l->flags = 0;
 	if (l->is_unix)
-		l->fixed_flags |= KEEPER_F_UNIX;
+		l->flags |= KEEPER_F_UNIX;
 	if (is_console && is_lost_console(l))
-		l->fixed_flags |= KEEPER_F_CONSOLE;
+		l->flags |= KEEPER_F_CONSOLE;
 	if (l->doomed)
-		l->fixed_flags |= KEEPER_F_DOOMED;
+		l->flags |= KEEPER_F_DOOMED;
 	if (l->doom_notify)
-		l->fixed_flags |= KEEPER_F_DOOM_NOTIFY;
+		l->flags |= KEEPER_F_DOOM_NOTIFY;
+	find_flags(sk, l);
 	l->calm = settled && !l->full && !l->extra && l->packet_flag == CB_NONE && !l->canceled_server && !is_console;
 }
 
-static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)
+static KEEPER_APART void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
 {
 	copy->token = l->token;
 	copy->pool = l->pool_slot;
@@ -305,6 +358,9 @@ static void write_third_line(struct KeeperLocal *l, struct KeeperCopy *copy)
 	copy->requests = l->requests;
 	copy->canceled_server = l->canceled_server;
 	copy->spare[0] = copy->spare[1] = 0;
+	/* stale or not, both copies are to say the same */
+	l->cold_check = keeper_check_cold(copy);
+	l->copies &= ~(1 << which);
 }
 
 /* a request to cancel that dies with this process, but may still arrive at the server */
@@ -319,20 +375,23 @@ static bool cancel_in_the_dark(const PgSocket *server)
 	return false;
 }
 
-static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
+static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
 {
 	const SBuf *sbuf = &sk->sbuf;
 	const IOBuf *io = sbuf->io;
 	uint32_t link = slot_of(sk->link), dst = 0, flags;
 	uint8_t wait_type;
 	uint64_t check;
+	bool drained = true;
 
-	if (!is_calm(sk, l))
+	if (unlikely(!is_calm(sk, l)))
 		update_rest(sk, l);
-	flags = l->fixed_flags | flags_of_bits(sk, l);
+	else if (bits_of(sk) != l->bits)
+		find_flags(sk, l);
+	flags = l->flags;
 	if (sbuf->extra_packet_queue_after)
 		flags |= KEEPER_F_QUEUE_AFTER;
-	if (l->flush_due)
+	if (sk->keeper_flush_due)
 		flags |= KEEPER_F_FLUSH_DUE;
 	if (sbuf->dst)
 		dst = container_of(sbuf->dst, PgSocket, sbuf)->keeper_slot;
@@ -343,7 +402,8 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 	if (io) {
 		check += put(copy, WORD(io), PART(io, io->keeper_number) | PART(io_done, io->done_pos));
 		check += put(copy, WORD(io_parse), PART(io_parse, io->parse_pos) | PART(io_recv, io->recv_pos));
-		if (!io->keeper_number)
+		drained = io->done_pos == io->recv_pos;
+		if (unlikely(!io->keeper_number))
 			flags |= KEEPER_F_VOLATILE;
 	} else {
 		put(copy, WORD(io), 0);
@@ -354,31 +414,27 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 	check += put(copy, WORD(xact_start), sk->xact_start);
 	check += put(copy, WORD(request_time), sk->request_time);
 	check += put(copy, WORD(wait_start), sk->wait_start);
-	if (l->kind == KEEPER_SERVER) {
+	if (l->kind == KEEPER_SERVER && unlikely(!statlist_empty(&sk->canceling_clients)) && cancel_in_the_dark(sk))
+		flags |= KEEPER_F_CLOSE_NEEDED;
+	if (unlikely(l->requests) || statlist_count(&sk->outstanding_requests) > 1)
 		check += write_requests(sk, l, copy);
-		if (!statlist_empty(&sk->canceling_clients) && cancel_in_the_dark(sk))
-			flags |= KEEPER_F_CLOSE_NEEDED;
-	} else {
-		put(copy, WORD(n_requests), 0);
-		put(copy, WORD(n_requests) + 1, 0);
-		put(copy, WORD(n_requests) + 2, 0);
-	}
-	if (l->full || l->bypass || (!link && sk->link))
+	else
+		check += write_one_request(sk, l, copy);
+	if (unlikely(l->full | l->bypass) || unlikely(!link && sk->link))
 		flags |= KEEPER_F_VOLATILE;
 	/* SUSPEND ends with the console that asked for it, and that with the process */
 	wait_type = sk->suspended ? KEEPER_WAIT_RECV : sbuf->wait_type;
 	check += put(copy, WORD(kind), PART(kind, l->kind) | PART(state, sk->state) | PART(wait_type, wait_type)
 		     | PART(pkt_action, sbuf->pkt_action) | PART(flags, flags));
 
-	if (l->cold_in[which] != l->cold) {
-		write_third_line(l, copy);
-		l->cold_in[which] = l->cold;
-		l->cold_check[which] = keeper_check_cold(copy);
-	}
-	return check + l->cold_check[which];
+	if (unlikely(l->copies & 1 << which))
+		write_third_line(l, copy, which);
+	l->copies = (l->copies & KEEPER_COLD_STALE) | KEEPER_COPY_OURS | (drained ? KEEPER_COPY_DRAINED : 0);
+	sk->keeper_clean = true;
+	return check + l->cold_check;
 }
 
-static void serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
+static KEEPER_APART uint64_t serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
 {
 	memset(&copy->rx, 0, sizeof(*copy) - offsetof(struct KeeperCopy, rx));
 	copy->kind = l->kind;
@@ -404,14 +460,23 @@ static void serialize_other(struct KeeperLocal *l, struct KeeperCopy *copy)
 	default:
 		break;
 	}
+	return keeper_check_hot(copy) + keeper_check_cold(copy);
 }
 
-uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy, unsigned which)
+static inline uint64_t serialize(unsigned slot, struct KeeperCopy *copy, unsigned which)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 
-	if (l->kind == KEEPER_CLIENT || l->kind == KEEPER_SERVER)
+	if (likely(l->kind == KEEPER_CLIENT || l->kind == KEEPER_SERVER))
 		return serialize_socket(l->object, l, copy, which);
-	serialize_other(l, copy);
-	return keeper_check_hot(copy) + keeper_check_cold(copy);
+	return serialize_other(l, copy);
+}
+
+void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
+{
+	if (unlikely(!keeper_store_commit(&keeper_store, serialize, act, slot, source))) {
+		/* fenced: whatever we did now would be done twice */
+		log_warning("keeper: another incarnation owns the ledger, stopping");
+		_exit(1);
+	}
 }

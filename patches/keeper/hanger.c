@@ -512,6 +512,8 @@ static void serve(struct KeeperAdopt *adopt)
 	if (!keeper_store_knows(adopt->format))
 		die("keeper: the ledger has format %u, which is not known here", adopt->format);
 	keeper_store.format = adopt->format;
+	/* commits leave it alone, since it seldom changes */
+	keeper_store.header->act[0].format = keeper_store.header->act[1].format = adopt->format;
 	keeper_store.incarnation = adopt->incarnation;
 	if (!mock_auth_nonce_initialized) {
 		get_random_bytes(mock_auth_nonce, sizeof(mock_auth_nonce));

@@ -12,6 +12,9 @@ enum { KEEPER_ACTION_SEND = 1, KEEPER_ACTION_SKIP = 2, KEEPER_ACTION_CALL = 3 };
 
 #define KEEPER_CACHE_LINE	64
 
+/* seldom needed: not to be found in the midst of what always is */
+#define KEEPER_APART	__attribute__((noinline))
+
 /* tokens that pgbouncer makes itself, for server sockets */
 #define KEEPER_SERVER_TOKEN	(1ULL << 63)
 
@@ -24,37 +27,41 @@ struct KeeperCatalog {
 	bool lost;		/* no room in the heap: the socket is volatile */
 };
 
+/* KeeperLocal.copies */
+enum {
+	KEEPER_COLD_STALE = 3,	/* by copy, bits 0 and 1: its third cache line does not say what it should */
+	KEEPER_COPY_OURS = 4,	/* the true copy is not a former owner's */
+	KEEPER_COPY_DRAINED = 8,	/* nor is there anything that it does not know to be read, or that is left unread */
+};
+
 /*
  * What this process knows about a slot beside its two copies.  The kernel's
  * work in between leaves little of this in the nearest caches: what each act
- * and commit needs comes first, in two cache lines.
+ * and commit needs comes first, in one cache line.
  */
 struct KeeperLocal {
 	void *object;		/* PgSocket, PgPool or PgCredentials; NULL: closing or global */
 	PgPool *pool;		/* as the copies' third line has it */
 	uint64_t rx, tx;
-	int fd;
-	uint32_t fixed_flags;	/* those that are no bits of the PgSocket */
-	uint32_t bits, bit_flags;	/* the bits of the PgSocket, last seen, and as flags */
+	uint64_t cold_check;	/* keeper_check_cold() of the copies whose third line is not stale */
+	uint32_t bits;		/* those of the PgSocket, last seen, ... */
+	uint32_t flags;		/* ... and as flags, with all others that seldom change */
 	unsigned vars_changes;	/* up to which the record has them */
 	uint32_t outbox;
 	uint8_t kind;		/* enum KeeperKind */
+	uint8_t copies;
 	bool calm;		/* nothing here but what is compared at each commit has changed since */
 	bool is_unix;
-	bool flush_due;
 	bool bypass;		/* sends bytes that the ledger had no room for */
 	bool full;		/* there was no room for a part of it: volatile */
 	bool pending;		/* on the list for keeper_loop_end() */
 
+	/* the rest is looked at only when something has changed */
 	uint64_t token;
-	uint64_t cold_check[2];	/* keeper_check_cold() of each copy */
-	uint32_t cold_in[2];	/* up to which change each copy has them ... */
-	uint32_t cold;		/* ... of those of what the third cache line says */
+	int fd;
 	uint32_t requests;
 	uint32_t outbox_done, outbox_len;
 	uint32_t pool_slot;
-
-	/* the rest is looked at only when something has changed */
 	uint32_t canceled_server;
 	uint32_t extra, extra_done, extra_len;
 	uint32_t record;
@@ -81,10 +88,16 @@ struct KeeperLocal {
 	/* KEEPER_USER */
 	PgDatabase *user_db;
 } __attribute__((aligned(KEEPER_CACHE_LINE)));
-_Static_assert(offsetof(struct KeeperLocal, token) == KEEPER_CACHE_LINE, "the first line is full");
-_Static_assert(offsetof(struct KeeperLocal, canceled_server) <= 2 * KEEPER_CACHE_LINE, "what is hot fits into two");
+_Static_assert(offsetof(struct KeeperLocal, token) == KEEPER_CACHE_LINE, "what is hot fits into one line");
 
 extern struct KeeperLocal *keeper_local;
+
+/* this slot is about to be needed, and is long out of the nearest caches */
+static inline void keeper_prefetch(uint32_t slot)
+{
+	__builtin_prefetch(&keeper_local[slot], 1);
+	keeper_store_prefetch(&keeper_store, slot);
+}
 
 /*
  * keeper.c: slots
@@ -94,7 +107,6 @@ extern struct KeeperLocal *keeper_local;
 uint32_t keeper_new_slot(void *object, enum KeeperKind kind);
 /* the slot's object is gone; to be used again after the next commit */
 void keeper_drop_slot(uint32_t slot);
-void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
 /* commit everything anew in another format that this code knows */
 void keeper_write_in_format(uint32_t format);
 /* allocate the process's own lists for the attached ledger */
@@ -161,7 +173,13 @@ char *keeper_unpack_strdup(struct KeeperUnpack *unpack);
  */
 
 void keeper_flags_setup(void);
-uint64_t keeper_serialize(unsigned slot, struct KeeperCopy *copy, unsigned which);
+void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source);
+
+/* something in the copies' third line has changed */
+static inline void keeper_cold_changed(struct KeeperLocal *l)
+{
+	l->copies |= KEEPER_COLD_STALE;
+}
 
 /*
  * record.c

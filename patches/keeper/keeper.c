@@ -8,7 +8,7 @@
 bool keeper_on;
 char *cf_keeper_socket;
 /* who has no slot counts as marked */
-static struct KeeperPlace nobody = { NULL, 0, true };
+static uint8_t nobody = KEEPER_MARKED;
 struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
@@ -25,27 +25,17 @@ void keeper_local_setup(void)
 	keeper_loop_setup();
 }
 
-void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
-{
-	/* ids must never come twice: known before what carries them can leave */
-	keeper_store.header->query_id = next_unique_query_id;
-	keeper_store.header->socket_id = last_pgsocket_id;
-	if (!keeper_store_commit(&keeper_store, keeper_serialize, act, slot, source)) {
-		/* fenced: whatever we did now would be done twice */
-		log_warning("keeper: another incarnation owns the ledger, stopping");
-		_exit(1);
-	}
-}
-
 /*
  * One commit makes all of it true: every copy and every record; what is kept
  * of these from the last time was written in the former format.
  */
 void keeper_write_in_format(uint32_t format)
 {
+	struct KeeperActRecord *act = keeper_store.header->act;
 	uint32_t slot;
 
 	keeper_store.format = format;
+	act[(keeper_store.epoch + 1) & 1].format = format;
 	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
 		struct KeeperLocal *l = &keeper_local[slot];
 
@@ -57,6 +47,7 @@ void keeper_write_in_format(uint32_t format)
 		keeper_store_mark(&keeper_store, slot);
 	}
 	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+	act[(keeper_store.epoch + 1) & 1].format = format;
 }
 
 /*
@@ -119,6 +110,7 @@ static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix
 		}
 	}
 	sk->keeper_slot = slot;
+	sk->keeper_clean = false;
 	return true;
 }
 
@@ -208,6 +200,7 @@ bool keeper_detach_tls(SBuf *sbuf)
 	keeper_hanger_unheld(keeper_local[slot].token, KEEPER_UNHELD_TLS, is_server_socket(sk));
 	sk->keeper_unheld = keeper_local[slot].token;
 	sk->keeper_slot = 0;
+	sk->keeper_clean = false;
 	keeper_drop_slot(slot);
 	return true;
 }
@@ -241,25 +234,19 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
 	keeper_mark(sk);
 }
 
-/*
- * Around protocol callbacks.  Marking too much is safe; a nested act may
- * commit, and thereby unmark, what the outer callback is going to change.
- */
-
-void keeper_before_proto(SBuf *sbuf, int event)
+void keeper_mark_clean(PgSocket *sk)
 {
-	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+	uint32_t slot = sk->keeper_slot;
 
-	keeper_store_mark(&keeper_store, sk->keeper_slot);
-	keeper_mark(sk->link);
-	if (event == SBUF_EV_FLUSH && sk->keeper_slot)
-		keeper_local[sk->keeper_slot].flush_due = false;
+	/* by its number already, or while it is being committed */
+	if (keeper_store.place[slot] & KEEPER_MARKED)
+		return;
+	sk->keeper_clean = false;
+	keeper_store_mark(&keeper_store, slot);
+	keeper_prefetch(slot);
 }
 
-void keeper_after_proto(SBuf *sbuf)
+void keeper_unsettle(PgSocket *sk)
 {
-	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
-
-	keeper_store_mark(&keeper_store, sk->keeper_slot);
-	keeper_mark(sk->link);
+	keeper_local[sk->keeper_slot].calm = false;
 }

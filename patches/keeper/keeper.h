@@ -46,10 +46,6 @@ IOBuf *keeper_iobuf_alloc(SBuf *sbuf);
 void keeper_iobuf_free(SBuf *sbuf, IOBuf *io);
 /* iobuf_try_resync() that never overwrites what a committed state still needs */
 void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt);
-/* around every protocol callback: what it may change is marked */
-void keeper_before_proto(SBuf *sbuf, int event);
-void keeper_after_proto(SBuf *sbuf);
-
 /* defined in sbuf.c, for adoption: wait for data again; go on as if a system call had just returned */
 bool sbuf_adopt_wait(SBuf *sbuf) _MUSTCHECK;
 void sbuf_adopt_resume(SBuf *sbuf);
@@ -58,10 +54,44 @@ void sbuf_adopt_resume(SBuf *sbuf);
  * objects.c, server.c, client.c, janitor.c, proto.c
  */
 
+/* for keeper_mark() alone */
+void keeper_mark_clean(PgSocket *sk);
+
+/* sk may be NULL; keeper_clean: its slot is not marked yet */
 static inline void keeper_mark(PgSocket *sk)
 {
-	if (sk)
-		keeper_store_mark(&keeper_store, sk->keeper_slot);
+	if (sk && unlikely(sk->keeper_clean))
+		keeper_mark_clean(sk);
+}
+
+/*
+ * Around every protocol callback: what it may change is marked.  Marking too
+ * much is safe; a nested act may commit, and thereby unmark, what the outer
+ * callback is going to change.
+ */
+
+/* more may have changed than what every commit writes */
+void keeper_unsettle(PgSocket *sk);
+
+static inline void keeper_before_proto(SBuf *sbuf, int event)
+{
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+
+	keeper_mark(sk);
+	keeper_mark(sk->link);
+	if (event == SBUF_EV_FLUSH)
+		sk->keeper_flush_due = false;
+	/* a part of a packet that is buffered whole */
+	else if (event == SBUF_EV_PKT_CALLBACK && sk->keeper_slot)
+		keeper_unsettle(sk);
+}
+
+static inline void keeper_after_proto(SBuf *sbuf)
+{
+	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
+
+	keeper_mark(sk);
+	keeper_mark(sk->link);
 }
 
 /* accept_client() has a socket: give it its slot before its first act */

@@ -251,6 +251,8 @@ void keeper_loop_end(void)
 		if (keeper_store.n_free_slot < LOW)
 			make_room();
 	}
+	keeper_store.header->query_id = next_unique_query_id;
+	keeper_store.header->socket_id = last_pgsocket_id;
 	if (keeper_store.n_dirty) {
 		if (commit_is_due())
 			keeper_commit(KEEPER_ACT_NONE, 0, 0);

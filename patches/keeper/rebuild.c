@@ -280,7 +280,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 		last_pgsocket_id = record.id;
 
 	l->object = sk;
-	l->flush_due = c->flags & KEEPER_F_FLUSH_DUE;
+	sk->keeper_flush_due = c->flags & KEEPER_F_FLUSH_DUE ? 1 : 0;
 	l->packet_flag = record.packet_flag;
 	l->packet_written = mbuf_written(&sk->packet_cb_state.pkt.data);
 	return sk;

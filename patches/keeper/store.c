@@ -77,7 +77,6 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 {
 	struct KeeperHeader *h = base;
 	const char *wrong = check_header(h, size);
-	uint32_t slot;
 
 	if (wrong)
 		return wrong;
@@ -87,6 +86,8 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 	store->format = KEEPER_FORMAT_VERSION;
 	store->slot = (struct KeeperSlot *)((uint8_t *)base + h->slot_offset) - 1;
 	store->iobuf = (uint8_t *)base + h->iobuf_offset;
+	store->iobuf_size = h->iobuf_size;
+	store->iobufs = h->iobufs;
 	store->heap = (uint8_t *)base + h->heap_offset;
 
 	store->place = calloc(h->slots + 1, sizeof(*store->place));
@@ -106,9 +107,7 @@ const char *keeper_store_attach(struct KeeperStore *store, void *base, size_t si
 		return "no memory for the ledger's lists";
 	}
 	/* who has no slot is marked already */
-	store->place[0].is_dirty = true;
-	for (slot = 1; slot <= h->slots; slot++)
-		store->place[slot].copy = store->slot[slot].copy;
+	store->place[0] = KEEPER_MARKED;
 	memset(store->order, KEEPER_TAKEN, h->units + 2);
 	return NULL;
 }
@@ -256,6 +255,7 @@ void keeper_store_free_blob(struct KeeperStore *store, uint32_t unit)
 		store->max_freed_blob *= 2;
 	}
 	store->freed_blob[store->n_freed_blob++] = unit;
+	store->freed++;
 }
 
 const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t unit,
@@ -281,7 +281,7 @@ const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t 
 }
 
 /*
- * Slots and IOBufs: stacks.
+ * Slots: a stack, as IOBufs.
  */
 
 uint32_t keeper_store_new_slot(struct KeeperStore *store)
@@ -292,16 +292,7 @@ uint32_t keeper_store_new_slot(struct KeeperStore *store)
 void keeper_store_free_slot(struct KeeperStore *store, uint32_t slot)
 {
 	store->freed_slot[store->n_freed_slot++] = slot;
-}
-
-uint32_t keeper_store_new_iobuf(struct KeeperStore *store)
-{
-	return store->n_free_iobuf ? store->free_iobuf[--store->n_free_iobuf] : 0;
-}
-
-void keeper_store_free_iobuf(struct KeeperStore *store, uint32_t number)
-{
-	store->freed_iobuf[store->n_freed_iobuf++] = number;
+	store->freed++;
 }
 
 /*
@@ -338,7 +329,7 @@ void keeper_store_recover(struct KeeperStore *store)
 			if (copy[i].epoch > store->epoch)
 				copy[i].epoch = 0;
 		}
-		store->place[slot].current = i = copy[1].epoch > copy[0].epoch;
+		store->place[slot] = i = copy[1].epoch > copy[0].epoch;
 		/* one that was being filled has epoch 0: this one was written over, and may be the newer one */
 		if (copy[!i].epoch && copy[!i].check != keeper_check(&copy[!i], slot))
 			disown(&copy[i], slot);
@@ -402,7 +393,7 @@ void keeper_store_forget_damage(struct KeeperStore *store)
 	uint32_t slot;
 
 	for (slot = 1; slot <= store->header->slots; slot++) {
-		struct KeeperCopy *stale = &store->slot[slot].copy[!store->place[slot].current];
+		struct KeeperCopy *stale = &store->slot[slot].copy[~store->place[slot] & KEEPER_CURRENT];
 
 		if (stale->check != keeper_check(stale, slot))
 			stale->epoch = 0;
@@ -428,10 +419,10 @@ const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store,
 }
 
 /*
- * Commit.
+ * After a commit.
  */
 
-static void hand_out_freed(struct KeeperStore *store)
+void keeper_store_hand_out_freed(struct KeeperStore *store)
 {
 	while (store->n_freed_slot)
 		store->free_slot[store->n_free_slot++] = store->freed_slot[--store->n_freed_slot];
@@ -442,64 +433,5 @@ static void hand_out_freed(struct KeeperStore *store)
 
 		release_block(store, unit, order_for(keeper_store_blob(store, unit)->units));
 	}
-}
-
-bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serialize,
-			 enum KeeperAct act, uint32_t slot, uint32_t source)
-{
-	struct KeeperHeader *header = store->header;
-	uint64_t epoch = store->epoch + 1;
-	struct KeeperActRecord *record = &header->act[epoch & 1];
-	uint32_t i;
-
-	if (__atomic_load_n(&header->incarnation, __ATOMIC_RELAXED) != store->incarnation)
-		return false;
-
-#ifdef KEEPER_BROKEN_COMMIT_FIRST
-	__atomic_store_n(&header->commit, epoch, __ATOMIC_RELEASE);
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-#endif
-	/* serialize() may mark more slots: the list grows while we walk it */
-	for (i = 0; i < store->n_dirty; i++) {
-		uint32_t s = store->dirty[i];
-#ifdef KEEPER_BROKEN_OVERWRITE
-		unsigned which = store->place[s].current;
-#else
-		unsigned which = !store->place[s].current;
-#endif
-		struct KeeperCopy *copy = &store->place[s].copy[which];
-		uint64_t check;
-
-		/* from here on it is neither what it was nor what it will be */
-		copy->epoch = 0;
-		check = serialize(s, copy, which);
-		copy->epoch = epoch;
-		check += keeper_check_epoch(epoch, s);
-		copy->check = check;
-	}
-	record->epoch = epoch;
-	record->watermark = store->watermark;
-	record->act = act;
-	record->slot = slot;
-	record->source = source;
-	record->format = store->format;
-
-	__atomic_store_n(&header->commit, epoch, __ATOMIC_RELEASE);
-	/* nothing that is written from here on may be moved before the word */
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-
-	store->epoch = epoch;
-	store->n_reads = 0;
-	for (i = 0; i < store->n_dirty; i++) {
-		struct KeeperPlace *place = &store->place[store->dirty[i]];
-
-#ifndef KEEPER_BROKEN_OVERWRITE
-		place->current ^= 1;
-#endif
-		place->is_dirty = false;
-	}
-	store->n_dirty = 0;
-	if (store->n_freed_slot | store->n_freed_iobuf | store->n_freed_blob)
-		hand_out_freed(store);
-	return true;
+	store->freed = 0;
 }

@@ -19,31 +19,38 @@
  */
 typedef uint64_t (*keeper_serialize_fn)(unsigned slot, struct KeeperCopy *copy, unsigned which);
 
-/* what the writer knows of a slot's copies */
-struct KeeperPlace {
-	struct KeeperCopy *copy;	/* the two of them */
-	uint8_t current;		/* which one is true */
-	bool is_dirty;
+/* what the writer knows of a slot's copies, in a byte */
+enum {
+	KEEPER_CURRENT = 1,	/* number of the true one */
+	KEEPER_MARKED = 2,	/* on the list of the next commit */
 };
 
 struct KeeperStore {
-	struct KeeperHeader *header;
+	/* of each mark, note and commit: one cache line */
+	uint8_t *place;			/* [0..slots], 0 for who has none */
 	struct KeeperSlot *slot;	/* [1..slots] */
-	uint8_t *iobuf;			/* first byte of IOBuf 1 */
-	uint8_t *heap;			/* first byte of unit 1 */
-	size_t size;
+	uint32_t *dirty;
+	struct KeeperHeader *header;
 	uint64_t epoch;			/* what the commit word says */
 	uint64_t watermark;		/* goes into the next commit */
 	uint64_t incarnation;		/* ours; another one in the header stops us */
-	uint32_t format;		/* in which the ledger is read and written */
+	uint32_t n_dirty;
 	uint32_t n_reads;		/* noted since the last commit */
 
-	struct KeeperPlace *place;	/* [0..slots], 0 for who has none */
-	uint32_t *dirty, n_dirty;
+	/* of each IOBuf that comes and goes: another */
+	uint8_t *iobuf;			/* first byte of IOBuf 1 */
+	uint32_t iobuf_size;		/* as in the header */
+	uint32_t iobufs;
+	uint32_t *free_iobuf;
+	uint32_t *freed_iobuf;		/* usable after the next commit, as all that was freed */
+	uint32_t n_free_iobuf, n_freed_iobuf;
+	uint32_t freed;			/* of all kinds */
+
+	uint8_t *heap;			/* first byte of unit 1 */
+	size_t size;
+	uint32_t format;		/* in which the ledger is read and written */
 	uint32_t *free_slot, n_free_slot;
-	uint32_t *freed_slot, n_freed_slot;	/* usable after the next commit */
-	uint32_t *free_iobuf, n_free_iobuf;
-	uint32_t *freed_iobuf, n_freed_iobuf;
+	uint32_t *freed_slot, n_freed_slot;
 	uint32_t *freed_blob, n_freed_blob, max_freed_blob;
 
 	/* buddy allocator over the heap's units; nothing of it is in the ledger */
@@ -51,7 +58,8 @@ struct KeeperStore {
 	uint32_t *next, *prev;
 	uint32_t free_block[32];
 	uint32_t free_units;
-};
+} __attribute__((aligned(64)));
+_Static_assert(offsetof(struct KeeperStore, iobuf) == 64, "what is hottest fits into a cache line");
 
 /* size in bytes of a ledger with so many slots, IOBufs of pkt_buf bytes and heap units */
 size_t keeper_store_size(uint32_t slots, uint32_t iobufs, uint32_t pkt_buf, uint32_t units);
@@ -75,7 +83,7 @@ void keeper_store_detach(struct KeeperStore *store);
 void keeper_store_recover(struct KeeperStore *store);
 static inline const struct KeeperCopy *keeper_store_copy(const struct KeeperStore *store, unsigned slot)
 {
-	return &store->place[slot].copy[store->place[slot].current];
+	return &store->slot[slot].copy[store->place[slot] & KEEPER_CURRENT];
 }
 
 bool keeper_store_keep_iobuf(struct KeeperStore *store, uint32_t number);
@@ -101,12 +109,20 @@ uint32_t keeper_store_new_slot(struct KeeperStore *store);
 void keeper_store_free_slot(struct KeeperStore *store, uint32_t slot);
 
 /* IOBufs: index, or 0 where none is left */
-uint32_t keeper_store_new_iobuf(struct KeeperStore *store);
-void keeper_store_free_iobuf(struct KeeperStore *store, uint32_t number);
+static inline uint32_t keeper_store_new_iobuf(struct KeeperStore *store)
+{
+	return store->n_free_iobuf ? store->free_iobuf[--store->n_free_iobuf] : 0;
+}
+
+static inline void keeper_store_free_iobuf(struct KeeperStore *store, uint32_t number)
+{
+	store->freed_iobuf[store->n_freed_iobuf++] = number;
+	store->freed++;
+}
 
 static inline void *keeper_store_iobuf(const struct KeeperStore *store, uint32_t number)
 {
-	return store->iobuf + (size_t)(number - 1) * store->header->iobuf_size;
+	return store->iobuf + (size_t)(number - 1) * store->iobuf_size;
 }
 
 /* number of the IOBuf that holds this address, or 0 */
@@ -116,8 +132,8 @@ static inline uint32_t keeper_store_iobuf_of(const struct KeeperStore *store, co
 
 	if ((const uint8_t *)address < store->iobuf)
 		return 0;
-	offset /= store->header->iobuf_size;
-	return offset < store->header->iobufs ? offset + 1 : 0;
+	offset /= store->iobuf_size;
+	return offset < store->iobufs ? offset + 1 : 0;
 }
 
 /*
@@ -153,29 +169,45 @@ const uint8_t *keeper_store_read_blob(const struct KeeperStore *store, uint32_t 
 /* this slot's live object differs from its true copy; 0: nobody's */
 static inline void keeper_store_mark(struct KeeperStore *store, uint32_t slot)
 {
-	if (!store->place[slot].is_dirty) {
-		store->place[slot].is_dirty = true;
+	if (!(store->place[slot] & KEEPER_MARKED)) {
+		store->place[slot] |= KEEPER_MARKED;
 		store->dirty[store->n_dirty++] = slot;
 	}
 }
 
+/* what a commit writes of a slot's copies */
+static inline void keeper_store_prefetch(const struct KeeperStore *store, uint32_t slot)
+{
+	const struct KeeperCopy *copy = store->slot[slot].copy;
+
+	__builtin_prefetch(&copy[0].epoch, 1);
+	__builtin_prefetch(&copy[0].query_start, 1);
+	__builtin_prefetch(&copy[1].epoch, 1);
+	__builtin_prefetch(&copy[1].query_start, 1);
+}
+
 /*
- * Note where a recv of this slot puts its bytes, instead of a commit before
- * it.  The true copy must be the present owner's.  False if it and a note would
- * not tell exactly where all of the slot's unread bytes lie: then the recv must
- * be committed.
+ * May a note of where a recv of this slot puts its bytes stand in for a commit
+ * before it?  Only if it and the true copy, which must be the present owner's,
+ * tell exactly where all of the slot's unread bytes lie.
  */
-static inline bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t rx, uint32_t iobuf,
-					  uint32_t position)
+static inline bool keeper_store_notable(const struct KeeperStore *store, uint32_t slot, uint64_t rx, uint32_t iobuf,
+					uint32_t position)
 {
 	const struct KeeperCopy *copy = keeper_store_copy(store, slot);
-	struct KeeperRead *note;
 	bool appends = copy->io == iobuf && copy->io_recv == position;
 	bool starts = copy->io_done == copy->io_recv;
 
+	return copy->rx == rx && (appends || starts);
+}
+
+/* Note it.  False if there is no room for another note, or no IOBuf: then the recv must be committed. */
+static inline bool keeper_store_note_read(struct KeeperStore *store, uint32_t slot, uint64_t rx, uint32_t iobuf,
+					  uint32_t position)
+{
+	struct KeeperRead *note;
+
 	if (store->n_reads == KEEPER_READS || !iobuf)
-		return false;
-	if (copy->rx != rx || !(appends || starts))
 		return false;
 	note = &store->header->read[store->n_reads++];
 	note->rx = rx;
@@ -191,11 +223,7 @@ static inline bool keeper_store_note_read(struct KeeperStore *store, uint32_t sl
 /* the youngest note about this slot that the commit word has not outlived, or NULL */
 const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store, uint32_t slot);
 
-/*
- * Make all marked slots true at once, together with the act that follows.
- * Returns false, having written nothing, if another incarnation owns the ledger.
- */
-bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serialize,
-			 enum KeeperAct act, uint32_t slot, uint32_t source);
+/* what was freed before the commit that has just been made may be handed out again */
+void keeper_store_hand_out_freed(struct KeeperStore *store);
 
 #endif

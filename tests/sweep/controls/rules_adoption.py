@@ -52,7 +52,7 @@ RULES = (
     ),
     Broken(
         "flush_due is lost at adoption",
-        (Change(_REBUILD, "l->flush_due = c->flags & KEEPER_F_FLUSH_DUE;"),),
+        (Change(_REBUILD, "sk->keeper_flush_due = c->flags & KEEPER_F_FLUSH_DUE ? 1 : 0;"),),
         Hunt(workload("contention"), partial(every, 3, 180)),
         "the last bytes were consumed, and what was to happen then never does",
     ),
@@ -88,9 +88,9 @@ RULES = (
             ),
             Change(
                 _ADOPT,
-                "if (bytes || keeper_local[slot].flush_due)",
+                "if (bytes || sk->keeper_flush_due)",
                 'if (!sbuf_adopt_wait(sbuf))\n\t\tdie("wait");\n'
-                "\tif (bytes || keeper_local[slot].flush_due)",
+                "\tif (bytes || sk->keeper_flush_due)",
             ),
         ),
         Hunt(workload("contention"), partial(again, range(112, 130), range(70, 100, 2))),

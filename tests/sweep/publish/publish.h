@@ -6,7 +6,7 @@
 
 #include <sys/types.h>
 
-#include "keeper/store.h"
+#include "keeper/commit.h"
 
 #define SLOTS	10
 #define IOBUFS	5
