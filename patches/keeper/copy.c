@@ -319,6 +319,12 @@ static bool cancel_in_the_dark(const PgSocket *server)
 	return false;
 }
 
+/* a link that a successor cannot find; one to a server that logs in for a replication client is made anew */
+static inline bool link_in_the_dark(const PgSocket *sk, uint32_t link)
+{
+	return !link && sk->link && sk->link->state != SV_LOGIN;
+}
+
 static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
 {
 	const SBuf *sbuf = &sk->sbuf;
@@ -363,7 +369,7 @@ static uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct Kee
 		put(copy, WORD(n_requests) + 1, 0);
 		put(copy, WORD(n_requests) + 2, 0);
 	}
-	if (l->full || l->bypass || (!link && sk->link))
+	if (l->full || l->bypass || link_in_the_dark(sk, link))
 		flags |= KEEPER_F_VOLATILE;
 	/* SUSPEND ends with the console that asked for it, and that with the process */
 	wait_type = sk->suspended ? KEEPER_WAIT_RECV : sbuf->wait_type;

@@ -26,6 +26,7 @@ QUERY_USER = "sweeper_query"
 # Known to auth_query alone, and trusted.
 LATE_USER = "sweeper_late"
 AUTH_USER = "sweeper_auth"
+REPLICA_USER = "sweeper_replica"
 SECRET = "wellknown"
 
 PATIENCE_S = 5.0

@@ -13,6 +13,7 @@ from tests.sweep.syscall.workloads import (
     logins,
     pooling,
     queries,
+    replication,
     statements,
     streams,
     timeouts,
@@ -30,4 +31,5 @@ WORKLOADS = (
     *timeouts.WORKLOADS,
     *commands.WORKLOADS,
     *absence.WORKLOADS,
+    *replication.WORKLOADS,
 )
