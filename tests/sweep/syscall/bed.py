@@ -142,7 +142,7 @@ class KeeperFactory:
             MD5_USER: SECRET,
             SCRAM_USER: postgres.verifier(SCRAM_USER),
         }
-        return Keeper(
+        keeper = Keeper(
             self._run_dir,
             postgres,
             self._binary,
@@ -152,3 +152,6 @@ class KeeperFactory:
             databases={"*": f"{target} {workload.pool}"},
             users=users,
         )
+        keeper.peers.update(workload.peers)
+        keeper.write_files()
+        return keeper
