@@ -13,6 +13,7 @@ from tests.sweep.syscall.workloads import (
     logins,
     pooling,
     queries,
+    rarities,
     replication,
     statements,
     streams,
@@ -32,4 +33,5 @@ WORKLOADS = (
     *commands.WORKLOADS,
     *absence.WORKLOADS,
     *replication.WORKLOADS,
+    *rarities.WORKLOADS,
 )
