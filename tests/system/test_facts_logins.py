@@ -226,6 +226,32 @@ def test_the_password_is_still_asked_for_in_the_middle(make_keeper: MakeKeeper) 
                     client.finish_login(secret)
 
 
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "verifier"])
+def test_a_password_that_has_changed(
+    make_keeper: MakeKeeper, postgres: Postgres, plain: bool
+) -> None:
+    """What was learnt from the old one does not stand in the way of the new one."""
+    user = "changes_to_plain" if plain else "changes_to_verifier"
+    if not exists(postgres, user):
+        postgres.add_user(user, SECRET, Auth.SCRAM)
+    keeper = make_keeper(
+        settings={"auth_type": "scram-sha-256"},
+        users={user: postgres.verifier(user), ADMIN: SECRET},
+    )
+    with contextlib.closing(keeper.connect(user=user, password=SECRET)) as session:
+        assert whoami(session) == user
+        postgres.sql(f"ALTER ROLE {user} PASSWORD 'another secret'")
+        keeper.users[user] = "another secret" if plain else postgres.verifier(user)
+        keeper.write_files()
+        keeper.kill_bouncer()
+        lose_servers(keeper, postgres, user)
+        if not plain:
+            # Nobody but a client that logs in knows what the new keys are.
+            assert keeper.sql("SELECT 1", user=user, password="another secret") == [(1,)]
+        assert whoami(session) == user
+        assert refused(keeper, user, SECRET)
+
+
 @pytest.mark.parametrize("mapped", [False, True], ids=["by name", "by ident map"])
 def test_peer_logins(
     make_keeper: MakeKeeper, postgres: Postgres, run_dir: RunDir, mapped: bool
