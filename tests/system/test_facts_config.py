@@ -177,6 +177,20 @@ def test_a_database_for_every_name_that_is_gone(make_keeper: MakeKeeper, target:
         named.query("COMMIT")
 
 
+def test_a_database_that_is_now_one_of_every_name(make_keeper: MakeKeeper, target: str) -> None:
+    """It is there still, somewhere else: as if its target had changed."""
+    other = f"{target} dbname={_OTHER}"
+    keeper = make_keeper(databases={"named": f"{target} dbname=postgres", "*": other})
+    with log_in(keeper, "named") as client:
+        client.query("BEGIN")
+        del keeper.databases["named"]
+        keeper.write_files()
+        keeper.kill_bouncer()
+        assert client.query("SELECT current_database()") == [("postgres",)]
+        client.query("COMMIT")
+        assert client.query("SELECT current_database()") == [(_OTHER,)]
+
+
 @pytest.mark.parametrize("told", [True, False], ids=["reloaded", "not reloaded"])
 def test_a_database_that_has_moved(keeper: Keeper, bystanders: Bystanders, told: bool) -> None:
     """A transaction goes on where it was, whatever comes after it is somewhere else.
