@@ -30,11 +30,7 @@ if TYPE_CHECKING:
     from tests.sweep.syscall.stage import Workload
 
 #: PostgreSQL's settings for the workloads, beside what the test bed sets.
-SETTINGS: dict[str, str | int] = {
-    "wal_level": "logical",
-    # A commit that nobody waits for is replicated no sooner.
-    "wal_writer_delay": "10ms",
-}
+SETTINGS: dict[str, str | int] = {"wal_level": "logical"}
 
 _numbers = itertools.count(1)
 
