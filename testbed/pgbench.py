@@ -72,17 +72,25 @@ class Pgbench:
         if done.returncode:
             raise ProcessFailedError("pgbench -i", f"exit code {done.returncode}", done.stderr)
 
-    def start(self, *, database: str, clients: int, transactions: int, protocol: str) -> None:
+    def start(
+        self,
+        *,
+        database: str,
+        clients: int,
+        protocol: str,
+        transactions: int = 0,
+        seconds: int = 0,
+    ) -> None:
         """Begin; the first error of any client ends that client and shows in the exit code.
 
-        `transactions` are those of all clients together.
+        Either so many `transactions` of all clients together, or for so many `seconds`.
         """
-        each = str(transactions // clients)
+        extent = ("-T", str(seconds)) if seconds else ("-t", str(transactions // clients))
         self._process = Process(
             self._run_dir,
             self._name,
             [
-                *(self._program, "-n", "-c", str(clients), "-j", "1", "-t", each),
+                *(self._program, "-n", "-c", str(clients), "-j", "1", *extent),
                 *("-M", protocol, "-P", "1", self._pooler.conninfo(dbname=database)),
             ],
             output=self._log.path,

@@ -61,6 +61,8 @@ class Pooler:
         )
         self.users = {"postgres": "", ADMIN: "", **(users or {})}
         self.user_settings = dict(user_settings or {})
+        #: The ini's [peers], by peer_id; written at the next `write_files`.
+        self.peers: dict[str, str] = {}
         self.settings: dict[str, str | int | None] = {
             "listen_addr": self.host,
             "listen_port": self.port,
@@ -79,6 +81,7 @@ class Pooler:
         sections: dict[str, Mapping[str, object]] = {
             "databases": self.databases,
             "users": self.user_settings,
+            "peers": self.peers,
             "pgbouncer": {k: v for k, v in self.settings.items() if v is not None},
         }
         ini = "\n".join(

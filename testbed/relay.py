@@ -1,4 +1,4 @@
-"""A relay before PostgreSQL that counts the cancel requests that pass; the server does not."""
+"""A relay that counts the cancel requests that pass: who gets them does not."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from testbed.pooler import Pooler
     from testbed.postgres import Postgres
 
 _CANCEL_REQUEST = struct.pack("!ii", 16, 80877102)
@@ -21,8 +22,8 @@ _CHUNK = 65536
 class Relay:
     """Listens on `port` of 127.0.0.1 and hands everything on. Use it as a context manager."""
 
-    def __init__(self, postgres: Postgres) -> None:
-        self._target = (postgres.host, postgres.port)
+    def __init__(self, target: Postgres | Pooler) -> None:
+        self._target = (target.host, target.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()

@@ -375,6 +375,12 @@ static bool cancel_in_the_dark(const PgSocket *server)
 	return false;
 }
 
+/* a link that a successor cannot find; one to a server that logs in for a replication client is made anew */
+static inline bool link_in_the_dark(const PgSocket *sk, uint32_t link)
+{
+	return unlikely(!link && sk->link) && sk->link->state != SV_LOGIN;
+}
+
 static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, struct KeeperCopy *copy, unsigned which)
 {
 	const SBuf *sbuf = &sk->sbuf;
@@ -420,7 +426,7 @@ static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, str
 		check += write_requests(sk, l, copy);
 	else
 		check += write_one_request(sk, l, copy);
-	if (unlikely(l->full | l->bypass) || unlikely(!link && sk->link))
+	if (unlikely(l->full | l->bypass) || link_in_the_dark(sk, link))
 		flags |= KEEPER_F_VOLATILE;
 	/* SUSPEND ends with the console that asked for it, and that with the process */
 	wait_type = sk->suspended ? KEEPER_WAIT_RECV : sbuf->wait_type;

@@ -3,6 +3,7 @@
  * back at adoption.
  */
 #include "bouncer.h"
+#include "scram.h"
 
 #include <usual/endian.h>
 #include <usual/err.h>
@@ -402,6 +403,12 @@ bool keeper_read_vars(struct KeeperUnpack *unpack, unsigned n, VarCache *cache)
 	return !unpack->failed;
 }
 
+/* the configuration has the password itself by now: keys learnt before may be of another one */
+static bool needs_no_keys(const PgCredentials *credentials)
+{
+	return credentials->passwd[0] && get_password_type(credentials->passwd) == PASSWORD_TYPE_PLAINTEXT;
+}
+
 static PgCredentials *read_user(const struct KeeperCopy *copy, PgDatabase **db_p)
 {
 	struct KeeperUnpack unpack;
@@ -427,7 +434,7 @@ static PgCredentials *read_user(const struct KeeperCopy *copy, PgDatabase **db_p
 	memset(passwd, 0, sizeof(passwd));
 	if (!credentials)
 		return NULL;
-	if (record.has_scram_keys) {
+	if (record.has_scram_keys && !needs_no_keys(credentials)) {
 		memcpy(credentials->scram_ClientKey, record.client_key, sizeof(record.client_key));
 		memcpy(credentials->scram_ServerKey, record.server_key, sizeof(record.server_key));
 		credentials->has_scram_keys = true;

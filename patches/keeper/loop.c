@@ -237,6 +237,19 @@ static void make_room(void)
 	}
 }
 
+/* upstream tries a peer only when a request for it comes: one that waits from before a kill would wait on */
+static void forward_to_peers(void)
+{
+	struct List *item;
+
+	statlist_for_each(item, &peer_pool_list) {
+		PgPool *pool = container_of(item, PgPool, head);
+
+		if (!statlist_empty(&pool->waiting_cancel_req_list))
+			launch_new_connection(pool, true);
+	}
+}
+
 void keeper_loop_end(void)
 {
 	static usec_t statistics_due;
@@ -244,6 +257,7 @@ void keeper_loop_end(void)
 
 	if (!keeper_on)
 		return;
+	forward_to_peers();
 	finish_pending();
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;

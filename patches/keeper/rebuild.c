@@ -156,9 +156,16 @@ static bool carries_cancel(const struct KeeperCopy *c)
 	return c->state == CL_WAITING_CANCEL || c->state == CL_ACTIVE_CANCEL || c->state == SV_ACTIVE_CANCEL;
 }
 
+/* the database whose pools look up users, if it is another one */
+static const char *auth_dbname(const PgDatabase *db)
+{
+	return db && db->auth_dbname ? db->auth_dbname : cf_auth_dbname;
+}
+
 /* is the pool one of the database that the record names? */
 static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
 {
+	bool is_looked_up = c->flags & (KEEPER_F_WAIT_FOR_USER | KEEPER_F_WAIT_FOR_USER_CONN);
 	const PgPool *pool = c->pool ? keeper_local[c->pool].object : NULL;
 
 	if (!pool)
@@ -166,7 +173,11 @@ static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
 	/* a cancel request may be on its way to a peer */
 	if (carries_cancel(c))
 		return true;
-	return pool->db == db && !pool->db->peer_id;
+	if (pool->db->peer_id)
+		return false;
+	if (is_looked_up && auth_dbname(db))
+		return strcmp(pool->db->name, auth_dbname(db)) == 0;
+	return pool->db == db;
 }
 
 /* a PgSocket in no list yet; NULL: lost, with the reason set */

@@ -10,7 +10,7 @@ import pytest
 
 from testbed.errors import ProcessFailedError
 from testbed.postgres import Postgres
-from tests.sweep.syscall.bed import KeeperFactory, prepare
+from tests.sweep.syscall.bed import SETTINGS, KeeperFactory, prepare
 from tests.sweep.syscall.tracer import Tracer, build_tracer
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def tracer_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sweep_postgres(run_dir: RunDir) -> Iterator[Postgres]:
     """PostgreSQL with the users and the table of the workloads; it logs every statement."""
-    with Postgres(run_dir, name="postgres-sweep", log_statement="all") as server:
+    options = {"log_statement": "all", "settings": SETTINGS}
+    with Postgres(run_dir, name="postgres-sweep", **options) as server:
         prepare(server)
         yield server
 

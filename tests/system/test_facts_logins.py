@@ -8,6 +8,8 @@ are still refused.
 from __future__ import annotations
 
 import contextlib
+import os
+import pwd
 import select
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,14 +20,16 @@ import pytest
 from psycopg import pq
 
 from testbed import Auth, RawClient, wait_until
+from testbed.account import give
 from testbed.errors import ServerError
 from testbed.ledgers import stopped
 from testbed.pooler import ADMIN
+from testbed.process import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from testbed import Keeper, Postgres
+    from testbed import Keeper, Postgres, RunDir
     from testbed.pooler import Pooler
     from tests.fix_keeper import MakeKeeper
 
@@ -53,6 +57,13 @@ CASES = [
     Case("scram-plain", "scram-sha-256", Auth.SCRAM, lambda stored: SECRET),
     Case("scram-verifier", "scram-sha-256", Auth.SCRAM, lambda stored: stored),
     Case("scram-auth-query", "scram-sha-256", Auth.SCRAM, None, AUTH_QUERY),
+    Case(
+        "scram-auth-dbname",
+        "scram-sha-256",
+        Auth.SCRAM,
+        None,
+        {**AUTH_QUERY, "auth_dbname": "session"},
+    ),
     Case("md5-plain", "md5", Auth.MD5, lambda stored: SECRET),
     Case("md5-hash", "md5", Auth.MD5, lambda stored: stored),
     Case("md5-auth-query", "md5", Auth.MD5, None, AUTH_QUERY),
@@ -159,9 +170,11 @@ def test_a_kill_at_every_step_of_a_login(keeper: Keeper, user: str) -> None:
     assert steps >= 2
 
 
-def login_step_by_step(keeper: Keeper, user: str, killed_at: int) -> int:
+def login_step_by_step(keeper: Keeper, user: str, killed_at: int, **options: str) -> int:
     """Log in, kill pgbouncer after the step of that number; how many steps there were."""
-    info = keeper.conninfo(user=user, password=SECRET, sslmode="disable", gssencmode="disable")
+    info = keeper.conninfo(
+        user=user, password=SECRET, sslmode="disable", gssencmode="disable", **options
+    )
     connection = pq.PGconn.connect_start(info.encode())
     try:
         steps = 0
@@ -171,6 +184,8 @@ def login_step_by_step(keeper: Keeper, user: str, killed_at: int) -> int:
             status = pq.PollingStatus(connection.connect_poll())
             steps += 1
             if steps == killed_at:
+                if "host" in options:
+                    await_rest(keeper)
                 keeper.kill_bouncer()
         assert status == pq.PollingStatus.OK, connection.error_message
         result = connection.exec_(b"SELECT session_user")
@@ -178,6 +193,12 @@ def login_step_by_step(keeper: Keeper, user: str, killed_at: int) -> int:
         return steps
     finally:
         connection.finish()
+
+
+def await_rest(keeper: Keeper) -> None:
+    """Return when pgbouncer sleeps: it is in no system call on a Unix-domain socket then."""
+    pid = keeper.bouncer_pid
+    wait_until(lambda: state(pid) == "S", what="pgbouncer sleeps", poll_s=0)
 
 
 def wait_ready(descriptor: int, status: pq.PollingStatus) -> None:
@@ -203,6 +224,70 @@ def test_the_password_is_still_asked_for_in_the_middle(make_keeper: MakeKeeper) 
             else:
                 with pytest.raises(ServerError, match="password authentication failed"):
                     client.finish_login(secret)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "verifier"])
+def test_a_password_that_has_changed(
+    make_keeper: MakeKeeper, postgres: Postgres, plain: bool
+) -> None:
+    """What was learnt from the old one does not stand in the way of the new one."""
+    user = "changes_to_plain" if plain else "changes_to_verifier"
+    if not exists(postgres, user):
+        postgres.add_user(user, SECRET, Auth.SCRAM)
+    keeper = make_keeper(
+        settings={"auth_type": "scram-sha-256"},
+        users={user: postgres.verifier(user), ADMIN: SECRET},
+    )
+    with contextlib.closing(keeper.connect(user=user, password=SECRET)) as session:
+        assert whoami(session) == user
+        postgres.sql(f"ALTER ROLE {user} PASSWORD 'another secret'")
+        keeper.users[user] = "another secret" if plain else postgres.verifier(user)
+        keeper.write_files()
+        keeper.kill_bouncer()
+        lose_servers(keeper, postgres, user)
+        if not plain:
+            # Nobody but a client that logs in knows what the new keys are.
+            assert keeper.sql("SELECT 1", user=user, password="another secret") == [(1,)]
+        assert whoami(session) == user
+        assert refused(keeper, user, SECRET)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["by name", "by ident map"])
+def test_peer_logins(
+    make_keeper: MakeKeeper, postgres: Postgres, run_dir: RunDir, mapped: bool
+) -> None:
+    """The kernel says who it is, to the hanger's successors as well: killed at every step."""
+    myself = pwd.getpwuid(os.geteuid()).pw_name
+    user = "peer_mapped" if mapped else myself
+    for name in (user, "peer_other"):
+        if not exists(postgres, name):
+            postgres.add_user(name)
+    folder = run_dir.folder(f"peer-{mapped}")
+    give(folder, run_dir.account)
+    files = {
+        "auth_hba_file": f"local all {ADMIN} trust\nhost all {ADMIN} 127.0.0.1/32 trust\n"
+        f"local all all peer{' map=known' if mapped else ''}\n",
+        "auth_ident_file": f"known {myself} {user}\n",
+    }
+    settings: dict[str, str | int | None] = {"auth_type": "hba", "unix_socket_dir": str(folder)}
+    for setting, text in files.items():
+        path = folder / setting
+        path.write_text(text)
+        give(path, run_dir.account)
+        settings[setting] = str(path)
+    keeper = make_keeper(settings=settings, users={user: "", "peer_other": ""})
+
+    assert any(
+        login_step_by_step(keeper, user, killed_at, host=str(folder)) < killed_at
+        for killed_at in range(1, 40)
+    )
+    with contextlib.closing(keeper.connect(user=user, host=str(folder))) as session:
+        for _ in range(3):
+            await_rest(keeper)
+            keeper.kill_bouncer()
+            assert whoami(session) == user
+            with pytest.raises(psycopg.OperationalError, match="unix socket login rejected"):
+                keeper.connect(user="peer_other", host=str(folder))
 
 
 def test_a_forced_user_keeps_its_servers(make_keeper: MakeKeeper, postgres: Postgres) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,6 +51,31 @@ def test_balances_add_up_over_kills(
 
         assert kills >= 10
         assert_clean(pgbench.finish(), postgres)
+    check_ledger(keeper)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("protocol", "clients"), [("simple", 10), ("extended", 10), ("prepared", 5)]
+)
+def test_minutes_of_kills_by_the_clock(
+    run_dir: RunDir, make_keeper: MakeKeeper, postgres: Postgres, protocol: str, clients: int
+) -> None:
+    keeper = make_keeper(settings=SETTINGS)
+    chance = random.Random(protocol)
+    kills = 0
+    with Pgbench(run_dir, keeper, name=f"pgbench-{keeper.name}") as pgbench:
+        pgbench.make_tables(postgres)
+        pgbench.start(database="transaction", clients=clients, seconds=120, protocol=protocol)
+        while pgbench.running:
+            time.sleep(chance.uniform(0.1, 0.3))  # what is asked for: a kill as often as that
+            keeper.kill_bouncer()
+            kills += 1
+        result = pgbench.finish()
+        assert_clean(result, postgres)
+    print(f"{protocol}: {result.transactions} transactions over {kills} kills")
+    assert kills > 300
+    assert result.transactions > kills
     check_ledger(keeper)
 
 

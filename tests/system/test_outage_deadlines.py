@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from testbed.rawclient import frontend, text
 from tests.system.wrapping import Wrapped, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from testbed import Keeper, Postgres, RunDir
@@ -78,19 +79,84 @@ def test_without_an_outage_it_is_too_late(keeper: Keeper) -> None:
         assert waiting.read_any().error_fields()["M"] == "query_wait_timeout"
 
 
-def test_short_lives_put_no_timeout_off(make_keeper: MakeKeeper) -> None:
+def begin(client: RawClient) -> None:
+    client.query("BEGIN")
+
+
+def sleep(client: RawClient) -> None:
+    client.send(frontend("Q", text("SELECT pg_sleep(20)")))
+
+
+def rest(client: RawClient) -> None:
+    client.query("SELECT 1")
+
+
+def wait(client: RawClient) -> None:
+    """For a server, as the pool's only one is another client's."""
+    client.send(frontend("Q", text("SELECT 1")))
+
+
+@pytest.mark.parametrize(
+    ("setting", "what", "message"),
+    [
+        ("idle_transaction_timeout", begin, "idle transaction timeout"),
+        ("query_timeout", sleep, "query timeout"),
+        ("client_idle_timeout", rest, "client_idle_timeout"),
+        ("query_wait_timeout", wait, "query_wait_timeout"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.endswith("timeout") else "",
+)
+def test_short_lives_put_no_timeout_off(
+    make_keeper: MakeKeeper,
+    postgres: Postgres,
+    setting: str,
+    what: Callable[[RawClient], None],
+    message: str,
+) -> None:
     """A third of a second is what a process's own first look at its sessions would take."""
-    keeper = make_keeper(settings={"idle_transaction_timeout": _TIMEOUT})
-    with login(keeper, "transaction") as idle:
-        idle.query("BEGIN")
-        for _ in range(50):
-            time.sleep(0.15)  # the length of a life
-            keeper.kill_bouncer()
-            if not keeper.status().sessions.clients_held:
-                break
-        else:
-            pytest.fail("it is still there after 50 lives")
-        assert idle.read_any().error_fields()["M"] == "idle transaction timeout"
+    target = f"host={postgres.host} port={postgres.port} dbname=postgres"
+    keeper = make_keeper(
+        settings={setting: _TIMEOUT},
+        databases={"one": f"{target} pool_size=1 pool_mode=transaction"},
+    )
+    with contextlib.ExitStack() as stack:
+        if what is wait:
+            stack.enter_context(login(keeper, "one")).query("BEGIN")
+        client = stack.enter_context(login(keeper, "one"))
+        others = keeper.status().sessions.clients_held - 1
+        what(client)
+        began = time.monotonic()
+        live_until(keeper, lambda: keeper.status().sessions.clients_held == others)
+        assert time.monotonic() - began > float(_TIMEOUT) / 2
+        assert end_of(client) == message
+
+
+@pytest.mark.parametrize("setting", ["server_idle_timeout", "server_lifetime"])
+def test_short_lives_keep_no_server(make_keeper: MakeKeeper, setting: str) -> None:
+    """It goes in time, and the one that comes after it is another."""
+    keeper = make_keeper(settings={setting: _TIMEOUT})
+    with login(keeper, "transaction") as client:
+        first = client.query("SELECT pg_backend_pid()")
+        live_until(keeper, lambda: keeper.status().sessions.servers_held == 0)
+        assert client.query("SELECT pg_backend_pid()") != first
+
+
+def live_until(keeper: Keeper, condition: Callable[[], bool]) -> None:
+    """Kill again and again, soon after each adoption, until the condition holds."""
+    for _ in range(50):
+        time.sleep(0.15)  # the length of a life
+        keeper.kill_bouncer()
+        if condition():
+            return
+    pytest.fail("not after 50 lives")
+
+
+def end_of(client: RawClient) -> str:
+    """The error that ends a session; a result may have begun before it."""
+    message = client.read_any()
+    while message.kind != "E":
+        message = client.read_any()
+    return message.error_fields()["M"]
 
 
 def outage(keeper: Keeper) -> None:

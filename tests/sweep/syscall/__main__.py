@@ -13,7 +13,7 @@ from testbed import binaries
 from testbed.errors import BedError
 from testbed.postgres import Postgres
 from testbed.rundir import RunDir
-from tests.sweep.syscall.bed import KeeperFactory, prepare
+from tests.sweep.syscall.bed import SETTINGS, KeeperFactory, prepare
 from tests.sweep.syscall.sweep import Report, Sweep, between, every, twice
 from tests.sweep.syscall.tracer import Point, build_tracer
 from tests.sweep.syscall.workloads import WORKLOADS
@@ -30,7 +30,10 @@ def main() -> int:
     names = options.workload or [workload.name for workload in WORKLOADS]
     more = dict(setting.split("=", 1) for setting in options.set)
     reports = []
-    with RunDir() as run_dir, Postgres(run_dir, log_statement="all") as postgres:
+    with (
+        RunDir() as run_dir,
+        Postgres(run_dir, log_statement="all", settings=SETTINGS) as postgres,
+    ):
         prepare(postgres)
         program = build_tracer(run_dir.path)
         with (

@@ -14,6 +14,7 @@ from tests.sweep.syscall.stage import (
     MD5_USER,
     PLAIN_USER,
     QUERY_USER,
+    REPLICA_USER,
     SCRAM_USER,
     SECRET,
     USER,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from testbed.postgres import Postgres
     from testbed.rundir import RunDir
     from tests.sweep.syscall.stage import Workload
+
+#: PostgreSQL's settings for the workloads, beside what the test bed sets.
+SETTINGS: dict[str, str | int] = {"wal_level": "logical"}
 
 _numbers = itertools.count(1)
 
@@ -50,6 +54,8 @@ def prepare(postgres: Postgres) -> None:
     postgres.add_user(QUERY_USER, SECRET, Auth.SCRAM)
     postgres.add_user(LATE_USER)
     postgres.add_user(AUTH_USER)
+    postgres.add_user(REPLICA_USER)
+    postgres.sql(f"ALTER ROLE {REPLICA_USER} REPLICATION")
     postgres.sql("CREATE TABLE acts(id serial, tag text)")
     postgres.sql("CREATE TABLE bulk(line text)")
     postgres.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
@@ -127,11 +133,12 @@ class KeeperFactory:
         users = {
             USER: "",
             AUTH_USER: "",
+            REPLICA_USER: "",
             PLAIN_USER: SECRET,
             MD5_USER: SECRET,
             SCRAM_USER: postgres.verifier(SCRAM_USER),
         }
-        return Keeper(
+        keeper = Keeper(
             self._run_dir,
             postgres,
             self._binary,
@@ -141,3 +148,6 @@ class KeeperFactory:
             databases={"*": f"{target} {workload.pool}"},
             users=users,
         )
+        keeper.peers.update(workload.peers)
+        keeper.write_files()
+        return keeper

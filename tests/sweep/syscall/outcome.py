@@ -17,6 +17,8 @@ _LOGGED = re.compile(r" \[(\d+)\] sweeper\w*@postgres (\w+:  .*)")
 # How far a server had come when its connection was closed on purpose.
 _UNSETTLED = re.compile(
     "could not (send|receive)|connection to client lost|administrator command|protocol sync"
+    # Its places in the log, and how often it looked for one.
+    "|logical decoding|DETAIL:  (Streaming transactions|There are no running)"
 )
 # A statement's number is PgBouncer's and grows from run to run; a client's port is the kernel's.
 _NUMBER = re.compile(r"(PGBOUNCER_|127\.0\.0\.1:)\d+")

@@ -26,6 +26,7 @@ QUERY_USER = "sweeper_query"
 # Known to auth_query alone, and trusted.
 LATE_USER = "sweeper_late"
 AUTH_USER = "sweeper_auth"
+REPLICA_USER = "sweeper_replica"
 SECRET = "wellknown"
 
 PATIENCE_S = 5.0
@@ -182,16 +183,17 @@ class _Happening:
 class Workload:
     """A script, and what it needs.
 
-    `pool` are options of the ini's database, `settings` of [pgbouncer]. Before the kills begin
-    `warm` runs and ends, for a pool with servers (it is new otherwise); then `opening`, whose
-    clients are those of the script. With `absences` a death is followed by a time in which
-    something may happen.
+    `pool` are options of the ini's database, `settings` of [pgbouncer], `peers` is [peers].
+    Before the kills begin `warm` runs and ends, for a pool with servers (it is new otherwise);
+    then `opening`, whose clients are those of the script. With `absences` a death is
+    followed by a time in which something may happen.
     """
 
     name: str
     script: Callable[[Stage], None]
     pool: str = ""
     settings: Mapping[str, str | int] = field(default_factory=dict)
+    peers: Mapping[str, str] = field(default_factory=dict)
     warm: Callable[[Stage], None] | None = None
     opening: Callable[[Stage], None] | None = None
     absences: bool = False

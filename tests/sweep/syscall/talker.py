@@ -93,8 +93,9 @@ class Talker:
     """One client socket to the pooler; it never reconnects.
 
     `transcript` holds what was received, byte by byte, with the random parts of four messages
-    (cancel key, MD5 salt, the server's SCRAM nonce and signature) and its own address replaced by
-    dots of the same length. `receive_buffer` and `send_buffer` set SO_RCVBUF and SO_SNDBUF, in
+    (cancel key, MD5 salt, the server's SCRAM nonce and signature), the places and times in a
+    replication stream and its own address replaced by dots of the same length; without keepalives,
+    which come by the clock. `receive_buffer` and `send_buffer` set SO_RCVBUF and SO_SNDBUF, in
     bytes, before connecting. A read that brings nothing for `timeout` seconds raises `LostError`.
     """
 
@@ -113,6 +114,7 @@ class Talker:
         self._buffer = bytearray()
         self._address = ("127.0.0.1", port)
         self._scram = b""
+        self._replicates = False
         self.socket = socket.socket()
         self.socket.settimeout(timeout)
         if receive_buffer is not None:
@@ -199,6 +201,7 @@ class Talker:
         then: bytes = b"",
     ) -> None:
         """Send the StartupMessage, and in the same segment what is `then` to follow it."""
+        self._replicates = "replication" in (parameters or {})
         self.send(startup(user, database, parameters, minor=minor), then)
 
     def log_in(
@@ -254,9 +257,12 @@ class Talker:
         del self._buffer[:length]
         if message[:1] == b"K":
             self.key = message[5:]
-        self.transcript += _without_randomness(message).replace(
-            self.address.encode(), b"." * len(self.address)
-        )
+        if self._replicates and message[:1] == b"d":
+            self.transcript += _without_place(message)
+        else:
+            self.transcript += _without_randomness(message).replace(
+                self.address.encode(), b"." * len(self.address)
+            )
         return message[:1], message[5:]
 
     def cancel(self) -> None:
@@ -365,3 +371,9 @@ def _without_randomness(message: bytes) -> bytes:
         if code == 12:
             return message[:11] + b"." * (len(message) - 11)
     return message
+
+
+def _without_place(message: bytes) -> bytes:
+    """A message of a replication stream without places in the log and time; no keepalive."""
+    head, kind, data = message[:5], message[5:6], message[30:]
+    return b"" if kind == b"k" else head + kind + b"." * 24 + data

@@ -13,6 +13,8 @@ from tests.sweep.syscall.workloads import (
     logins,
     pooling,
     queries,
+    rarities,
+    replication,
     statements,
     streams,
     timeouts,
@@ -30,4 +32,6 @@ WORKLOADS = (
     *timeouts.WORKLOADS,
     *commands.WORKLOADS,
     *absence.WORKLOADS,
+    *replication.WORKLOADS,
+    *rarities.WORKLOADS,
 )

@@ -158,6 +158,35 @@ def _waiting_operators(stage: Stage) -> None:
     a.ask(query(act("a")))
 
 
+def _reload(stage: Stage) -> None:
+    """RELOAD: within a transaction, while somebody waits, and what the console has set is gone."""
+    a, boss = stage.talkers
+    a.ask(query("BEGIN"))
+    boss.ask(query("RELOAD"))
+    a.ask(query(act("a goes on")))
+    b = stage.client("b")
+    b.send(query(act("b waits")))
+    b.await_read()
+    boss.ask(query("SET query_wait_timeout = 77"), query("RELOAD"), times=2)
+    a.ask(query("COMMIT"))
+    b.ready()
+    boss.ask(query("SHOW CONFIG"))
+    a.ask(query(act("a")))
+
+
+def _disable(stage: Stage) -> None:
+    """DISABLE and ENABLE: who is in goes on; RECONNECT of one database meanwhile."""
+    a, boss = stage.talkers
+    a.ask(query("BEGIN"))
+    boss.ask(query(f'DISABLE "{stage.database}"'))
+    a.ask(query(act("a goes on")))
+    a.ask(query("COMMIT"))
+    boss.ask(query(f'RECONNECT "{stage.database}"'))
+    a.ask(query(act("on a new one")))
+    boss.ask(query(f'ENABLE "{stage.database}"'))
+    stage.client("c").ask(query(act("c")))
+
+
 def _with_operators(*names: str) -> Callable[[Stage], None]:
     """A client, and operators of these names."""
 
@@ -170,6 +199,16 @@ def _with_operators(*names: str) -> Callable[[Stage], None]:
 
 
 WORKLOADS = (
+    *(
+        Workload(
+            name,
+            script,
+            pool="pool_size=1",
+            warm=one_server,
+            opening=_with_operators("boss"),
+        )
+        for name, script in (("reload", _reload), ("disable", _disable))
+    ),
     Workload(
         "operators",
         _operators,

@@ -82,6 +82,12 @@ _BY_RULE = {"auth_type": "hba"}
 
 WORKLOADS = (
     Workload("logins", _logins, settings=_BY_RULE),
+    Workload(
+        "auth-dbname",
+        _logins,
+        # The database that is asked is the same in all runs: no server rests in it.
+        settings={**_BY_RULE, "auth_dbname": "lookup", "server_lifetime": 0},
+    ),
     Workload("plain-logins", _plain_logins, settings=_BY_RULE),
     Workload("eager-logins", _eager_logins, settings=_BY_RULE),
     Workload("newer-logins", _newer_logins, settings=_BY_RULE),
