@@ -16,6 +16,9 @@
 
 _Static_assert(offsetof(IOBuf, buf) == KEEPER_IOBUF_HEAD, "where an IOBuf's bytes begin");
 
+/* O_NONBLOCK is shared with all duplicates, and set again only some time after an adoption */
+#define FLAGS	MSG_DONTWAIT
+
 static PgSocket **iobuf_owner;
 
 void keeper_acts_setup(void)
@@ -147,7 +150,7 @@ static inline ssize_t counted_send(uint32_t slot, const void *data, size_t len)
 
 	if (l->is_unix)
 		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
-	res = safe_send(l->fd, data, len, 0);
+	res = safe_send(l->fd, data, len, FLAGS);
 	if (res > 0)
 		l->tx += res;
 	if (l->is_unix) {
@@ -212,7 +215,7 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	shared = &keeper_store.slot[slot];
 	if (l->is_unix)
 		__atomic_store_n(&shared->unix_busy, 1, __ATOMIC_RELEASE);
-	res = safe_recv(sbuf->sock, dst, len, 0);
+	res = safe_recv(sbuf->sock, dst, len, FLAGS);
 	if (res > 0) {
 		l->rx += res;
 		l->flush_due = true;
@@ -305,6 +308,8 @@ static int keeper_close(SBuf *sbuf)
 	} else {
 		struct KeeperLocal *l = &keeper_local[slot];
 
+		if (!is_server_socket(sk))
+			keeper_statements_gone(sk);
 		/* the slot outlives the PgSocket until the descriptor is closed */
 		l->kind = KEEPER_CLOSING;
 		l->object = NULL;
