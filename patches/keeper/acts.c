@@ -343,6 +343,8 @@ static int keeper_close(SBuf *sbuf)
 	} else {
 		struct KeeperLocal *l = &keeper_local[slot];
 
+		if (!is_server_socket(sk))
+			keeper_statements_gone(sk);
 		/* the slot outlives the PgSocket until the descriptor is closed */
 		l->kind = KEEPER_CLOSING;
 		l->object = NULL;

@@ -318,7 +318,8 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 		keeper_judge(slot, &act);
 	keeper_judge_links();
 
-	/* keeper_rebuild; what turns out damaged now takes its partner along */
+	/* rebuild; what turns out damaged now takes its partner along */
+	keeper_catalogs_begin();
 	for (slot = 1; slot <= n_slots; slot++) {
 		struct KeeperAdoptee *a = &keeper_adoptee[slot];
 
@@ -330,6 +331,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 		if (a->copy.kind == KEEPER_CLOSING && keeper_local[slot].outbox)
 			keeper_settle_closing(slot, &act);
 	}
+	keeper_catalogs_end();
 	keeper_judge_links();
 
 	/* who goes on, who ends */

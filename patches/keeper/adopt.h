@@ -61,6 +61,19 @@ bool keeper_open_record(const struct KeeperCopy *copy, struct KeeperUnpack *unpa
 PgCredentials *keeper_find_credentials(enum KeeperCredentials kind, const char *name, PgDatabase *db);
 /* values of tracked parameters; false: damaged */
 bool keeper_read_vars(struct KeeperUnpack *unpack, unsigned n, VarCache *cache);
+/* are the same parameters tracked as when they were recorded, in the same order? */
+bool keeper_vars_recorded_alike(void);
+
+/*
+ * catalog_read.c
+ */
+
+/* around the reading of all of them */
+void keeper_catalogs_begin(void);
+void keeper_catalogs_end(void);
+/* read a socket's catalog, a client's folded; false: damaged */
+bool keeper_catalog_read(PgSocket *sk, uint32_t blob, uint32_t used);
+PgServerPreparedStatement *keeper_closing_statement(uint32_t blob);
 
 /*
  * rebuild.c

@@ -4,6 +4,10 @@
  * A client's catalog maps its names to query ids, a server's is the set of ids
  * it has prepared, least recently used first.  Each is one append-only blob; a
  * statement's text is a blob of its own, shared as prepare.c shares it.
+ *
+ * A client's catalog that catalog_read.c has read back stays folded: it has been
+ * checked, its statements are counted, but they are looked up in the blob.  Adoption
+ * would else spend most of its time on building hash tables for clients at rest.
  */
 #include "bouncer.h"
 
@@ -15,6 +19,9 @@
 /* the hash function of prepare.c, whose tables these are */
 #undef HASH_FUNCTION
 #define HASH_FUNCTION HASH_BER
+
+/* so often is a statement looked up in a folded catalog: then a hash table pays */
+#define FOLDED_LOOKUPS	8
 
 void keeper_statement_added(PgSocket *sk)
 {
@@ -77,8 +84,9 @@ static bool append_entry(struct KeeperCatalog *catalog, PgPreparedStatement *ps,
 	entry.check = keeper_entry_check(&entry, name);
 
 	if (!blob || catalog->used + sizeof(entry) + name_length > keeper_blob_capacity(blob)) {
+		/* blocks are powers of two: what no longer fits gets one twice as large */
 		uint32_t unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_CATALOG,
-						      2 * (catalog->used + sizeof(entry) + name_length));
+						      catalog->used + sizeof(entry) + name_length);
 		struct KeeperBlob *bigger;
 
 		if (!unit)
@@ -148,120 +156,110 @@ bool keeper_catalog_write(PgSocket *sk, struct KeeperCatalog *catalog)
 }
 
 /*
- * Reading back.
+ * Folded catalogs.
  */
 
-/* the statement with this blob, made if this is its first mention */
-static PgPreparedStatement *statement_of(uint32_t unit)
+static struct KeeperEntries folded_entries(const struct KeeperCatalog *catalog)
 {
+	struct KeeperEntries cursor = { NULL };
+
+	if (catalog->folded) {
+		cursor.data = keeper_blob_data(keeper_store_blob(&keeper_store, catalog->blob));
+		cursor.end = cursor.data + catalog->used;
+	}
+	return cursor;
+}
+
+/*
+ * Whose entry is this?  Its text was read when the catalog was; since then
+ * nobody should have written here, and if somebody has, that statement is gone.
+ */
+static PgPreparedStatement *statement_of(const struct KeeperEntries *at)
+{
+	uint32_t unit = at->entry.statement;
+	PgPreparedStatement *ps = NULL;
 	size_t len;
 	const uint8_t *data = keeper_store_read_blob(&keeper_store, unit, KEEPER_BLOB_STATEMENT, &len);
-	PgPreparedStatement *ps = NULL;
-	uint64_t query_id;
 
-	if (!data || len < sizeof(query_id))
+	if (!data || at->entry.check != keeper_entry_check(&at->entry, at->name))
 		return NULL;
-	memcpy(&query_id, data, sizeof(query_id));
-	data += sizeof(query_id);
-	len -= sizeof(query_id);
-	/* a text with its final zero, and an id from which one can count on */
-	if (!memchr(data, 0, len) || !query_id || query_id > INT64_MAX)
-		return NULL;
-
+	data += sizeof(ps->query_id);
+	len -= sizeof(ps->query_id);
 	HASH_FIND(hh, prepared_statements, data, len, ps);
-	if (ps)
-		return ps->query_id == query_id ? ps : NULL;
-	if (!keeper_store_keep_blob(&keeper_store, unit))
-		return NULL;
-	ps = calloc(1, sizeof(*ps) + len);
-	if (!ps)
-		return NULL;
-	ps->query_id = query_id;
-	ps->query_and_parameters_len = len;
-	memcpy(ps->query_and_parameters, data, len);
-	ps->stmt_name_len = snprintf(ps->stmt_name, sizeof(ps->stmt_name), PREPARED_STMT_NAME_FORMAT, query_id);
-	ps->keeper_blob = unit;
-	HASH_ADD(hh, prepared_statements, query_and_parameters, ps->query_and_parameters_len, ps);
-	if (query_id > next_unique_query_id)
-		next_unique_query_id = query_id;
-	return ps;
+	return ps && ps->keeper_blob == unit && ps->query_id == at->entry.query_id ? ps : NULL;
 }
 
-static PgServerPreparedStatement *new_server_statement(PgPreparedStatement *ps)
+static void add_client_statement(PgSocket *client, PgPreparedStatement *ps, const struct KeeperEntries *at)
 {
-	PgServerPreparedStatement *server_ps = slab_alloc(server_prepared_statement_cache);
+	size_t len = at->entry.name_length;
+	PgClientPreparedStatement *client_ps = malloc(sizeof(*client_ps) + len + 1);
 
-	if (!server_ps)
-		return NULL;
-	server_ps->ps = ps;
-	server_ps->query_id = ps->query_id;
-	ps->use_count++;
-	return server_ps;
-}
-
-PgServerPreparedStatement *keeper_closing_statement(uint32_t blob)
-{
-	PgPreparedStatement *ps = statement_of(blob);
-
-	return ps ? new_server_statement(ps) : NULL;
-}
-
-static bool read_server_entry(PgSocket *server, PgPreparedStatement *ps)
-{
-	PgServerPreparedStatement *server_ps;
-
-	HASH_FIND(hh, server->server_prepared_statements, &ps->query_id, sizeof(ps->query_id), server_ps);
-	if (server_ps)
-		return false;
-	server_ps = new_server_statement(ps);
-	return server_ps && add_prepared_statement(server, server_ps);
-}
-
-static bool read_client_entry(PgSocket *client, PgPreparedStatement *ps, const char *name, size_t len)
-{
-	PgClientPreparedStatement *known, *client_ps;
-
-	HASH_FIND(hh, client->client_prepared_statements, name, len, known);
-	if (known || memchr(name, 0, len))
-		return false;
-	client_ps = malloc(sizeof(*client_ps) + len + 1);
 	if (!client_ps)
-		return false;
-	memcpy(client_ps->stmt_name, name, len);
+		die("keeper: out of memory");
+	memcpy(client_ps->stmt_name, at->name, len);
 	client_ps->stmt_name[len] = 0;
 	client_ps->ps = ps;
-	ps->use_count++;
 	HASH_ADD_STR(client->client_prepared_statements, stmt_name, client_ps);
-	return true;
 }
 
-bool keeper_catalog_read(PgSocket *sk, uint32_t unit, uint32_t used)
+void keeper_unfold_catalog(PgSocket *client)
 {
-	size_t len;
-	const uint8_t *data, *end;
+	struct KeeperCatalog *catalog = &keeper_local[client->keeper_slot].catalog;
+	struct KeeperEntries cursor = folded_entries(catalog);
 
-	if (!unit)
-		return used == 0;
-	data = keeper_store_read_blob(&keeper_store, unit, KEEPER_BLOB_CATALOG, &len);
-	if (!data || used > keeper_blob_capacity(keeper_store_blob(&keeper_store, unit)))
-		return false;
-	for (end = data + used; data < end; ) {
-		struct KeeperCatalogEntry entry;
-		const char *name = (const char *)data + sizeof(entry);
-		PgPreparedStatement *ps;
+	while (keeper_next_entry(&cursor)) {
+		PgPreparedStatement *ps = statement_of(&cursor);
 
-		if ((size_t)(end - data) < sizeof(entry))
-			return false;
-		memcpy(&entry, data, sizeof(entry));
-		if (entry.name_length > end - data - sizeof(entry) || entry.check != keeper_entry_check(&entry, name))
-			return false;
-		ps = statement_of(entry.statement);
-		if (!ps || ps->query_id != entry.query_id)
-			return false;
-		if (is_server_socket(sk) ? !read_server_entry(sk, ps)
-		    : !read_client_entry(sk, ps, name, entry.name_length))
-			return false;
-		data += sizeof(entry) + entry.name_length;
+		if (ps)
+			add_client_statement(client, ps, &cursor);
 	}
-	return true;
+	catalog->folded = 0;
+}
+
+PgClientPreparedStatement *keeper_look_up_folded(PgSocket *client, const char *name)
+{
+	/* it is asked for ps alone */
+	static PgClientPreparedStatement found;
+	PgClientPreparedStatement *client_ps;
+	struct KeeperCatalog *catalog = &keeper_local[client->keeper_slot].catalog;
+	struct KeeperEntries cursor = folded_entries(catalog);
+	size_t len = strlen(name);
+
+	if (catalog->folded && catalog->lookups++ == FOLDED_LOOKUPS) {
+		keeper_unfold_catalog(client);
+		HASH_FIND_STR(client->client_prepared_statements, name, client_ps);
+		return client_ps;
+	}
+	while (keeper_next_entry(&cursor)) {
+		if (cursor.entry.name_length != len || memcmp(cursor.name, name, len) != 0)
+			continue;
+		found.ps = statement_of(&cursor);
+		return found.ps ? &found : NULL;
+	}
+	return NULL;
+}
+
+void keeper_drop_folded(PgSocket *client)
+{
+	struct KeeperCatalog *catalog = &keeper_local[client->keeper_slot].catalog;
+	struct KeeperEntries cursor = folded_entries(catalog);
+
+	if (!catalog->folded)
+		return;
+	while (keeper_next_entry(&cursor)) {
+		PgPreparedStatement *ps = statement_of(&cursor);
+
+		if (ps && --ps->use_count == 0) {
+			keeper_statement_freed(ps);
+			HASH_DEL(prepared_statements, ps);
+			free(ps);
+		}
+	}
+	catalog->folded = 0;
+	keeper_statement_removed(client);
+}
+
+unsigned keeper_folded_statements(const PgSocket *sk)
+{
+	return sk->keeper_slot ? keeper_local[sk->keeper_slot].catalog.folded : 0;
 }

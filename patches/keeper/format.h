@@ -373,6 +373,26 @@ static inline uint64_t keeper_check(const struct KeeperCopy *copy, uint32_t slot
 _Static_assert(offsetof(struct KeeperCopy, check) == 15 * sizeof(uint64_t), "words that keeper_check() adds up");
 _Static_assert(offsetof(struct KeeperCopy, token) == 128, "third cache line");
 
+/* the last 1 to 7 bytes of a value, filled up with zeros; without a call, for most values are short */
+static inline uint64_t keeper_last_word(const uint8_t *p, size_t length)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	uint32_t low, high;
+
+	if (length < 4)
+		return p[0] | (uint64_t)p[length / 2] << 8 * (length / 2) | (uint64_t)p[length - 1] << 8 * (length - 1);
+	/* they overlap where it is shorter than eight */
+	memcpy(&low, p, sizeof(low));
+	memcpy(&high, p + length - sizeof(high), sizeof(high));
+	return low | (uint64_t)high << 8 * (length - sizeof(high));
+#else
+	uint64_t word = 0;
+
+	memcpy(&word, p, length);
+	return word;
+#endif
+}
+
 /* of a blob's payload: FNV-1a by words of eight bytes, the last filled up with zeros; folded, never 0 */
 static inline uint32_t keeper_blob_check(const void *data, size_t length)
 {
@@ -385,8 +405,7 @@ static inline uint32_t keeper_blob_check(const void *data, size_t length)
 		h ^= h >> 32;
 	}
 	if (length) {
-		word = 0;
-		memcpy(&word, p, length);
+		word = keeper_last_word(p, length);
 		h = (h ^ word) * 0x100000001b3ULL;
 		h ^= h >> 32;
 	}
@@ -401,14 +420,20 @@ static inline uint32_t keeper_head_check(uint32_t unit, uint32_t units, uint32_t
 	return keeper_blob_check(head, sizeof(head));
 }
 
-static inline uint16_t keeper_entry_check(const struct KeeperCatalogEntry *entry, const char *name)
+/* name_check: keeper_blob_check() of the name */
+static inline uint16_t keeper_named_entry_check(const struct KeeperCatalogEntry *entry, uint32_t name_check)
 {
 	struct KeeperCatalogEntry copy = *entry;
 	uint32_t sum;
 
 	copy.check = 0;
-	sum = keeper_blob_check(&copy, sizeof(copy)) ^ keeper_blob_check(name, entry->name_length) << 1;
+	sum = keeper_blob_check(&copy, sizeof(copy)) ^ name_check << 1;
 	return (uint16_t)(sum ^ sum >> 16);
+}
+
+static inline uint16_t keeper_entry_check(const struct KeeperCatalogEntry *entry, const char *name)
+{
+	return keeper_named_entry_check(entry, keeper_blob_check(name, entry->name_length));
 }
 
 #endif

@@ -25,6 +25,7 @@
 #define START_PATIENCE		60
 #define RECONNECT_INTERVAL	200000	/* microseconds */
 #define MAX_LISTENERS		KEEPER_BATCH
+#define MAX_CATALOG		400	/* statements of a client that every one may have */
 
 extern uint8_t mock_auth_nonce[32];
 extern bool mock_auth_nonce_initialized;
@@ -64,6 +65,22 @@ bool keeper_hanger_connected(void)
  * Connecting.
  */
 
+/*
+ * Of a client that has prepared as many statements as a server keeps, with names
+ * of some 8 bytes.  Those that have more may use what others do not need.
+ */
+static unsigned catalog_units(void)
+{
+	unsigned statements = cf_max_prepared_statements > 0 ? cf_max_prepared_statements : 0;
+	unsigned units = 1;
+
+	if (statements > MAX_CATALOG)
+		statements = MAX_CATALOG;
+	while (units * KEEPER_UNIT < statements * (sizeof(struct KeeperCatalogEntry) + 8) + sizeof(struct KeeperBlob))
+		units *= 2;
+	return units;
+}
+
 /* how large a ledger this configuration wants */
 static void wanted_sizes(struct KeeperHello *hello)
 {
@@ -73,8 +90,10 @@ static void wanted_sizes(struct KeeperHello *hello)
 	hello->slots = 2 * conns + conns / 2 + 256;
 	/* IOBufs are held only while they hold bytes; beyond these a session is volatile meanwhile */
 	hello->iobufs = conns / 2 + 256;
-	/* records of some 200 bytes, prepared statements, outboxes */
+	/* records of some 200 bytes, outboxes, texts of prepared statements */
 	hello->units = 24 * conns + 128 * 1024;
+	/* catalogs, of which a quarter is kept free */
+	hello->units += conns * catalog_units() / 3 * 4;
 	hello->pkt_buf = cf_sbuf_len;
 	hello->max_client_conn = cf_max_client_conn;
 }

@@ -25,6 +25,8 @@ struct KeeperCatalog {
 	uint32_t added;		/* statements at the end of the hash that it lacks */
 	bool rewrite;		/* something was removed: write it anew */
 	bool lost;		/* no room in the heap: the socket is volatile */
+	uint8_t lookups;	/* while it is folded */
+	uint32_t folded;	/* statements that are in the blob, and in no hash table: all or none */
 };
 
 /* KeeperLocal.copies */
@@ -138,7 +140,7 @@ void keeper_pend(uint32_t slot);
 void keeper_settle(void);
 /* something has happened that could not be done again */
 void keeper_commit_at_loop_end(void);
-/* have the janitor come sooner than he would */
+/* after an adoption: have the janitor come sooner than he would, and set the options of the sockets anew */
 void keeper_maintain_soon(void);
 
 /*
@@ -187,6 +189,8 @@ static inline void keeper_cold_changed(struct KeeperLocal *l)
 
 /* write a socket's record anew if what it says has changed; true: who it is does not change any more */
 bool keeper_update_record(PgSocket *sk, struct KeeperLocal *l);
+/* its record is up to date: note what it was made from */
+void keeper_remember_record(PgSocket *sk, struct KeeperLocal *l);
 /* swap in a new record: the old one is freed once no true copy names it */
 void keeper_replace_record(struct KeeperLocal *l, uint32_t unit);
 /* values of the tracked parameters, in the order of their names in the global record */
@@ -213,10 +217,30 @@ void keeper_mark_pools(void);
 
 /* bring the catalog's blob up to date; false: no room */
 bool keeper_catalog_write(PgSocket *sk, struct KeeperCatalog *catalog);
-/* read it back; false: damaged */
-bool keeper_catalog_read(PgSocket *sk, uint32_t blob, uint32_t used);
 uint32_t keeper_statement_blob(PgPreparedStatement *ps);
-PgServerPreparedStatement *keeper_closing_statement(uint32_t blob);
+
+/* a catalog's entries, one after another */
+struct KeeperEntries {
+	const uint8_t *data, *end;	/* those that follow */
+	const char *name;		/* of the present one, without a final zero */
+	struct KeeperCatalogEntry entry;
+};
+
+/* false: at the end, or what follows is no entry */
+static inline bool keeper_next_entry(struct KeeperEntries *cursor)
+{
+	size_t left = cursor->end - cursor->data;
+
+	if (left < sizeof(cursor->entry))
+		return false;
+	memcpy(&cursor->entry, cursor->data, sizeof(cursor->entry));
+	left -= sizeof(cursor->entry);
+	if (cursor->entry.name_length > left)
+		return false;
+	cursor->name = (const char *)cursor->data + sizeof(cursor->entry);
+	cursor->data += sizeof(cursor->entry) + cursor->entry.name_length;
+	return true;
+}
 
 /*
  * adopt.c

@@ -197,6 +197,8 @@ bool keeper_detach_tls(SBuf *sbuf)
 	/* the 'S' that allows TLS is still in the outbox */
 	if (!keeper_outbox_flush(slot))
 		return false;
+	if (!is_server_socket(sk))
+		keeper_unfold(sk);
 	keeper_hanger_unheld(keeper_local[slot].token, KEEPER_UNHELD_TLS, is_server_socket(sk));
 	sk->keeper_unheld = keeper_local[slot].token;
 	sk->keeper_slot = 0;

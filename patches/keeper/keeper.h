@@ -132,6 +132,41 @@ void keeper_statement_freed(PgPreparedStatement *ps);
 extern uint64_t next_unique_query_id;
 
 /*
+ * A successor leaves its clients' catalogs folded, in the ledger: all of a
+ * client's statements are there, or all in client_prepared_statements.
+ */
+
+void keeper_unfold_catalog(PgSocket *client);
+PgClientPreparedStatement *keeper_look_up_folded(PgSocket *client, const char *name);
+void keeper_drop_folded(PgSocket *client);
+unsigned keeper_folded_statements(const PgSocket *client);
+
+static inline bool keeper_may_be_folded(const PgSocket *client)
+{
+	return !client->client_prepared_statements && client->keeper_slot;
+}
+
+/* what follows needs client_prepared_statements */
+static inline void keeper_unfold(PgSocket *client)
+{
+	if (keeper_may_be_folded(client))
+		keeper_unfold_catalog(client);
+}
+
+/* all of them are about to be freed */
+static inline void keeper_statements_gone(PgSocket *client)
+{
+	if (keeper_may_be_folded(client))
+		keeper_drop_folded(client);
+}
+
+/* it is not in client_prepared_statements: NULL, or one whose ps is right */
+static inline PgClientPreparedStatement *keeper_look_up(PgSocket *client, const char *name)
+{
+	return keeper_may_be_folded(client) ? keeper_look_up_folded(client, name) : NULL;
+}
+
+/*
  * varcache.c
  */
 

@@ -18,6 +18,10 @@
 /* the janitor's first round after an adoption: when all have been heard, microseconds */
 #define MAINTAIN_AFTER		(50 * 1000)
 
+/* the options of adopted sockets are set anew by so many, with so many microseconds in between */
+#define TUNE_AT_ONCE		64
+#define TUNE_AFTER		(10 * 1000)
+
 /* without an act, changes are committed after so long, microseconds */
 #define LAZY_PERIOD		(50 * 1000)
 /* ... or when so few are left to be given out, or so many wait to be */
@@ -25,7 +29,7 @@
 #define MANY_FREED		256
 
 static uint32_t *pending, n_pending;
-static struct event retry_event, lazy_event;
+static struct event retry_event, lazy_event, tune_event;
 static bool retrying, lazy, at_once;
 
 void keeper_loop_setup(void)
@@ -77,13 +81,37 @@ static void maintain_cb(evutil_socket_t sock, short flags, void *arg)
 	keeper_maintain(sock, flags, arg);
 }
 
+/*
+ * Our predecessor has set them, by a configuration that may have changed since.
+ * Nothing depends on it: our own acts do not even need O_NONBLOCK.
+ */
+static void tune_cb(evutil_socket_t sock, short flags, void *arg)
+{
+	static struct timeval soon = { 0, TUNE_AFTER };
+	static uint32_t slot = 1;
+	unsigned n;
+
+	for (n = 0; slot <= keeper_store.header->slots && n < TUNE_AT_ONCE; slot++) {
+		const struct KeeperLocal *l = &keeper_local[slot];
+
+		if ((l->kind != KEEPER_CLIENT && l->kind != KEEPER_SERVER) || l->fd < 0)
+			continue;
+		n++;
+		if (!tune_socket(l->fd, l->is_unix))
+			log_warning("keeper: tune_socket failed for an adopted socket");
+	}
+	if (slot <= keeper_store.header->slots && evtimer_add(&tune_event, &soon) < 0)
+		log_warning("keeper: event_add failed: %s", strerror(errno));
+}
+
 void keeper_maintain_soon(void)
 {
 	static struct timeval soon = { 0, MAINTAIN_AFTER };
 	static struct event maintain_event;
 
 	evtimer_assign(&maintain_event, pgb_event_base, maintain_cb, NULL);
-	if (evtimer_add(&maintain_event, &soon) < 0)
+	evtimer_assign(&tune_event, pgb_event_base, tune_cb, NULL);
+	if (evtimer_add(&maintain_event, &soon) < 0 || evtimer_add(&tune_event, &soon) < 0)
 		log_warning("keeper: event_add failed: %s", strerror(errno));
 }
 

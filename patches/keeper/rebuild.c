@@ -251,8 +251,6 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	sk->sbuf.pkt_action = c->pkt_action;
 	sk->sbuf.pkt_remain = c->pkt_remain;
 	sk->sbuf.skip_remain = c->skip_remain;
-	if (!tune_socket(a->fd, is_unix))
-		log_warning("keeper: tune_socket failed for an adopted socket");
 	if (is_server && is_unix)
 		pga_set(&sk->remote_addr, AF_UNIX, sk->pool->db->port);
 	else
@@ -278,7 +276,6 @@ PgSocket *keeper_rebuild(uint32_t slot)
 			keeper_lose(slot, KEEPER_LOST_RESOURCES);
 	}
 	l->catalog.blob = keep(slot, record.catalog);
-	l->catalog.used = l->catalog.blob ? record.catalog_used : 0;
 	l->scram = keep(slot, record.scram);
 	l->packet = keep(slot, record.packet);
 	if (a->lost || !keeper_read_vars(&unpack, record.n_vars, &sk->vars)
@@ -294,6 +291,11 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	sk->keeper_flush_due = c->flags & KEEPER_F_FLUSH_DUE ? 1 : 0;
 	l->packet_flag = record.packet_flag;
 	l->packet_written = mbuf_written(&sk->packet_cb_state.pkt.data);
+	/* its record says what would be written now: leave it */
+	if (!a->lost && keeper_vars_recorded_alike()) {
+		keeper_remember_record(sk, l);
+		l->stale = false;
+	}
 	return sk;
 }
 
@@ -333,6 +335,8 @@ void keeper_adopt_local(uint32_t slot)
 /* take apart what was rebuilt in vain */
 void keeper_discard(PgSocket *sk)
 {
+	if (!is_server_socket(sk))
+		keeper_statements_gone(sk);
 	sk->keeper_slot = 0;
 	sk->sbuf.sock = 0;
 	sk->sbuf.io = NULL;

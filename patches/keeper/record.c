@@ -160,6 +160,16 @@ static bool record_changed(PgSocket *sk, struct KeeperLocal *l)
 	       || memcmp(l->cancel_key, sk->cancel_key, sizeof(l->cancel_key)) != 0 || vars_changed(sk, l);
 }
 
+void keeper_remember_record(PgSocket *sk, struct KeeperLocal *l)
+{
+	l->credentials = sk->login_user_credentials;
+	l->db = is_server_socket(sk) ? NULL : sk->db;
+	l->auth_type = sk->client_auth_type;
+	l->replication = sk->replication;
+	memcpy(l->cancel_key, sk->cancel_key, sizeof(l->cancel_key));
+	remember_vars(sk, l);
+}
+
 static void write_record(PgSocket *sk, struct KeeperLocal *l)
 {
 	struct KeeperSocketRecord record;
@@ -193,12 +203,7 @@ static void write_record(PgSocket *sk, struct KeeperLocal *l)
 	keeper_replace_record(l, keeper_pack_blob(&pack, KEEPER_BLOB_RECORD));
 
 	l->stale = false;
-	l->credentials = sk->login_user_credentials;
-	l->db = db;
-	l->auth_type = sk->client_auth_type;
-	l->replication = sk->replication;
-	memcpy(l->cancel_key, sk->cancel_key, sizeof(l->cancel_key));
-	remember_vars(sk, l);
+	keeper_remember_record(sk, l);
 }
 
 /* who it is was decided at the login, and nothing of that changes any more */

@@ -201,6 +201,11 @@ static bool is_append_only(uint32_t kind)
 	return kind == KEEPER_BLOB_OUTBOX || kind == KEEPER_BLOB_CATALOG || kind == KEEPER_BLOB_PACKET;
 }
 
+static bool is_unbounded(uint32_t kind)
+{
+	return kind == KEEPER_BLOB_CATALOG || kind == KEEPER_BLOB_STATEMENT;
+}
+
 uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind kind, size_t length)
 {
 	size_t units = units_for(length);
@@ -211,8 +216,8 @@ uint32_t keeper_store_new_blob(struct KeeperStore *store, enum KeeperBlobKind ki
 	if (units > store->header->units)
 		return 0;
 	want = order_for(units);
-	/* what is large must not starve the records of other sessions */
-	if (units > LARGE_BLOB && store->free_units - (1U << want) < store->header->units / 4)
+	/* what is large or grows without bounds must not starve the records of sessions and pools */
+	if ((units > LARGE_BLOB || is_unbounded(kind)) && store->free_units < (1U << want) + store->header->units / 4)
 		return 0;
 	for (order = want; order < 32 && !store->free_block[order]; order++) {
 	}

@@ -9,15 +9,19 @@
 #define KEEPER_SYSTEM_H
 
 #include <errno.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
-/* the number of bytes, or a negative errno */
+/*
+ * The number of bytes, or a negative errno.  Never waits: O_NONBLOCK is shared
+ * with all duplicates, and set again only some time after an adoption.
+ */
 static inline long keeper_system_call(long number, int fd, const void *data, size_t len)
 {
 #if defined(__x86_64__) && defined(__LP64__)
-	register long flags __asm__("r10") = 0;
+	register long flags __asm__("r10") = MSG_DONTWAIT;
 	register long address __asm__("r8") = 0;
 	register long address_len __asm__("r9") = 0;
 	long res;
@@ -32,7 +36,7 @@ static inline long keeper_system_call(long number, int fd, const void *data, siz
 	register long x0 __asm__("x0") = fd;
 	register const void *x1 __asm__("x1") = data;
 	register size_t x2 __asm__("x2") = len;
-	register long flags __asm__("x3") = 0;
+	register long flags __asm__("x3") = MSG_DONTWAIT;
 	register long address __asm__("x4") = 0;
 	register long address_len __asm__("x5") = 0;
 
@@ -42,7 +46,7 @@ static inline long keeper_system_call(long number, int fd, const void *data, siz
 			  : "memory");
 	return x0;
 #else
-	long res = syscall(number, fd, data, len, 0, NULL, NULL);
+	long res = syscall(number, fd, data, len, MSG_DONTWAIT, NULL, NULL);
 
 	return res < 0 ? -errno : res;
 #endif

@@ -42,6 +42,8 @@ SHORT_PATIENCE = 2.0
 """Seconds for a session of which a forger may have made anything."""
 
 _bed_numbers = itertools.count(1)
+# Beds share the table in which rosters leave their numbers.
+_roster_numbers = itertools.count(1)
 
 
 class Lot(Enum):
@@ -71,7 +73,6 @@ class ScribbledBed:
         self.ends: Counter[tuple[Lot, End]] = Counter()
         self._run_dir = run_dir
         self._binary = binary
-        self._numbers = itertools.count(1)
         self._keeper: Keeper | None = None
         self._rest: tuple[tuple[int, ...], Usage] | None = None
         self._spoilt = False
@@ -131,7 +132,7 @@ class ScribbledBed:
 
     def _play(self, damages: Sequence[Damage], *, twice: bool, usable: bool) -> None:
         keeper = self.keeper
-        roster = Roster(keeper, next(self._numbers))
+        roster = Roster(keeper, next(_roster_numbers))
         try:
             roster.open()
             lots = self._kill_and_damage(keeper, damages)
