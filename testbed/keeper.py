@@ -137,6 +137,36 @@ class Keeper(Pooler):
         )
         return self.wait_active()
 
+    def take_over(self, *options: str | Path) -> Process:
+        """Start a hanger in the place of the one that runs; the old one, which has ended with 0.
+
+        Raises `ProcessFailedError`, also if the new one ends instead.
+        """
+        old = self.hanger
+        new = self.begin_takeover(*options)
+        try:
+            wait_until(lambda: not (old.running and new.running), what="either hanger has ended")
+            code = old.wait(10) if new.running else None
+        except BaseException:
+            new.stop(signal.SIGKILL)
+            raise
+        if code != 0:
+            new.stop(signal.SIGKILL)
+            raise ProcessFailedError(self.name, f"not taken over ({code})", self.output.tail())
+        self._process = new
+        return old
+
+    def begin_takeover(self, *options: str | Path, env: Mapping[str, str] | None = None) -> Process:
+        """Start a hanger with `--takeover`, and leave it to the caller."""
+        return Process(
+            self.run_dir,
+            self.name,
+            [_command(), "run", "--takeover", "--socket", self.socket_path, *options],
+            output=self.output.path,
+            privileged=True,
+            env=env,
+        )
+
     def kill_hanger(self) -> None:
         """SIGKILL the hanger and wait until it is dead; pgbouncer goes on by itself."""
         self.hanger.send_signal(signal.SIGKILL)

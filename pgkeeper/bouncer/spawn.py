@@ -23,6 +23,7 @@ __all__ = [
     "CannotStartError",
     "Child",
     "Exit",
+    "Foster",
     "Launch",
     "NoKeeperSupportError",
     "UserMissingError",
@@ -120,6 +121,21 @@ class Child:
     def wait(self) -> Exit:
         """Reap the process; blocks until it has ended."""
         return Exit.of(self._process.wait())
+
+
+class Foster(Child):
+    """A pgbouncer that another hanger started: how it ended, only its parent will be told.
+
+    Its parent has ended, so what reaps orphans reaps it.
+    """
+
+    def __init__(self, pid: int, pidfd: Pidfd) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def wait(self) -> Exit:
+        """Nothing is known of it but that it has ended."""
+        return Exit()
 
 
 def start(launch: Launch, *, environ: Mapping[str, str] | None = None) -> Child:

@@ -40,7 +40,11 @@ class HangerEvent(StrEnum):
     SESSION_UNHELD = "session-unheld"
     SESSIONS_ENDED = "sessions-ended"
     HOLD_TIMEOUT = "hold-timeout"
-    # planned replacement
+    # planned replacement of the hanger
+    TAKEOVER = "takeover"
+    TAKEOVER_FAILED = "takeover-failed"
+    TAKEN_OVER = "taken-over"
+    # ... and of pgbouncer
     HANDOFF_STEP = "handoff-step"
     HANDOFF_DONE = "handoff-done"
     HANDOFF_FAILED = "handoff-failed"

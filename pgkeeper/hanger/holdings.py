@@ -71,6 +71,12 @@ class Holdings:
         with contextlib.suppress(LedgerDamaged):
             self.vault.reserve_tokens(segment.view().act().watermark)
 
+    def inherit(self, segment: Segment | None, generation: int, incarnation: int) -> None:
+        """Go on with the ledger and the numbers of another hanger."""
+        self.segment = segment
+        self.generation = generation
+        self.incarnation = incarnation
+
     def next_incarnation(self) -> int:
         """Fence the ledger for a new incarnation, and return its number."""
         assert self.segment is not None  # noqa: S101 - only a welcomed process is activated

@@ -140,8 +140,12 @@ class Listeners:
         for address in bound:
             log.info(Event.LISTENING, address=str(address))
 
-    def take(self, fds: Iterable[int]) -> None:
-        """Own listening descriptors that a serving pgbouncer gave back, without accepting yet."""
+    def take(self, fds: Iterable[int], *, given_up: bool = False) -> None:
+        """Own listening descriptors that somebody else has bound, without accepting yet.
+
+        `given_up`: there are none, because nobody is to listen.
+        """
+        self._given_up = given_up
         for fd in fds:
             listener = socket.socket(fileno=fd)
             listener.setblocking(False)

@@ -92,6 +92,11 @@ class Supervisor:
             self._start_hold()
         self.arrange()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way that this process alone could bring to an end."""
+        return self._open and not (self._stopping or self.changing or self._ending is not None)
+
     def arrange(self) -> None:
         """Do what is missing; does nothing where all is as it should be."""
         if not self._open or self._stopping or self.changing or self._ending is not None:
@@ -412,11 +417,7 @@ class Supervisor:
 
         Otherwise nothing is left behind: no process, no file, no session.
         """
-        self._stopping = True
-        self.listeners.pause(Pause.STOPPING)
-        self._stop_hold()
-        self.crashes.cancel()
-        self._standby_crashes.cancel()
+        self._stop_acting()
         if self._ending is not None:
             await asyncio.wait([self._ending])
         leave_owner = leave_owner and self.census.owner is not None
@@ -428,8 +429,25 @@ class Supervisor:
                 await process.reach(ProcessState.DEAD, within=self.settings.patience.death)
             elif process.owner or process.child is None:
                 self._forget(process)
+        self._let_go(unlink=not leave_owner)
+
+    def abandon(self) -> None:
+        """Another hanger has everything: let go of ours, end nothing."""
+        self._stop_acting()
+        for process in self.census:
+            self._forget(process)
+        self._let_go(unlink=False)
+
+    def _stop_acting(self) -> None:
+        self._stopping = True
+        self.listeners.pause(Pause.STOPPING)
+        self._stop_hold()
+        self.crashes.cancel()
+        self._standby_crashes.cancel()
+
+    def _let_go(self, *, unlink: bool) -> None:
         self.reception.close()
-        self.listeners.close(unlink=not leave_owner)
+        self.listeners.close(unlink=unlink)
         self.holdings.close()
 
     def hurry(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.control import BATCH, HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "is_server", "reason_name"]
 
@@ -70,6 +70,11 @@ class Vault:
     def servers(self) -> int:
         """How many server sockets are held."""
         return self._servers
+
+    @property
+    def next_client(self) -> int:
+        """The token of the next client."""
+        return self._next_client
 
     def __len__(self) -> int:
         return len(self._held)
@@ -140,6 +145,10 @@ class Vault:
     def unheld_tokens(self) -> dict[int, str]:
         """The sockets served unheld: reason by token."""
         return dict(self._unheld)
+
+    def inherit_unheld(self, reasons: Mapping[int, str]) -> None:
+        """The sockets that are served unheld, as `unheld_tokens` of another vault gave them."""
+        self._unheld.update(reasons)
 
     def forget_unheld(self) -> int:
         """The pgbouncer that served them is dead, and so are they; returns how many."""
