@@ -13,8 +13,10 @@ from pgkeeper.config import BouncerIni, ConfigError
 from pgkeeper.control.handlers import Handlers
 from pgkeeper.control.protocol import admin_path
 from pgkeeper.control.server import AdminServer
+from pgkeeper.hanger.recovery import Kept
 from pgkeeper.hanger.service import Service
 from pgkeeper.hanger.settings import Settings
+from pgkeeper.systemd import listen_fds
 from pgkeeper.takeover.giving import Giver
 from pgkeeper.takeover.taking import take_over
 
@@ -33,13 +35,14 @@ def run_daemon(options: RunOptions, heir: Heir | None = None) -> int:
     With an `heir`, in the place of the hanger that it speaks with.  Raises `PgkeeperError` if it
     cannot start.
     """
+    kept = Kept.sort(listen_fds())
     log.configure(options.log_json, options.log_level)
     ini = BouncerIni.load(options.ini)
     for warning in ini.warnings():
         name = log.Event.CONFIG_WARNING if warning.severity == "warning" else log.Event.CONFIG_NOTE
         log.get_logger().warning(name, setting=warning.setting, text=warning.text)
     launch = Launch(_binary(options), options.ini, _socket(options, ini))
-    return asyncio.run(_run(options, ini, launch, heir))
+    return asyncio.run(_run(options, ini, launch, heir, kept))
 
 
 def _socket(options: RunOptions, ini: BouncerIni) -> Path:
@@ -59,12 +62,18 @@ def _binary(options: RunOptions) -> Path:
     return options.pgbouncer
 
 
-async def _run(options: RunOptions, ini: BouncerIni, launch: Launch, heir: Heir | None) -> int:
+async def _run(
+    options: RunOptions,
+    ini: BouncerIni,
+    launch: Launch,
+    heir: Heir | None,
+    kept: Kept | None,
+) -> int:
     loop = asyncio.get_running_loop()
     settings = Settings(
         supervise=options.supervise, standby=options.standby, hold_timeout=options.hold_timeout
     )
-    service = Service(loop, settings, ini, launch, options.allow_uids)
+    service = Service(loop, settings, ini, launch, options.allow_uids, kept)
     admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)
     giver = Giver(loop, service, admin)
     stopping = asyncio.Event()

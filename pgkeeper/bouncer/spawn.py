@@ -39,7 +39,9 @@ _VERSION_LINE: Final = "keeper:"
 _VERSION_TIMEOUT: Final = 10.0
 
 # The service manager's socket is the hanger's: pgbouncer's own READY=1 would speak for it.
-_NOT_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"})
+_NOT_INHERITED: Final = frozenset(
+    {"NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+)
 
 
 class CannotStartError(PgkeeperError):

@@ -33,6 +33,10 @@ class HangerEvent(StrEnum):
     BOUNCER_FAREWELL = "bouncer-farewell"
     CRASH_LOOP = "crash-loop"
     RELOAD = "reload"
+    # the service manager's store of descriptors
+    FD_STORE_FULL = "fd-store-full"
+    FD_STORE_TAKEN = "fd-store-taken"
+    FD_STORE_UNUSABLE = "fd-store-unusable"
     # sessions and ledger
     LEDGER_MADE = "ledger-made"
     LEDGER_TAKEN = "ledger-taken"

@@ -15,6 +15,7 @@ from pgkeeper.hanger.accounts import list_sessions
 from pgkeeper.hanger.addresses import addresses
 from pgkeeper.hanger.binding import AddressInUseError, CannotListenError
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.fdstore import FdStore
 from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
 from pgkeeper.hanger.listeners import Pause
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
 
     from pgkeeper.control.report import HandoffReport, Session, Status
     from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.recovery import Kept
     from pgkeeper.hanger.settings import Settings
 
 __all__ = ["NotSupervisingError", "ReplacedError", "Service"]
 
 log = get_logger()
 
+#: Seconds that the service manager has to take our last messages about descriptors.
+_LAST_WORDS: Final = 1.0
 #: Seconds until an address that cannot be had again is tried once more.
 _LISTEN_AGAIN: Final = 1.0
 
@@ -71,6 +75,7 @@ class Service:
         ini: BouncerIni,
         launch: Launch,
         allow_uids: frozenset[int] = frozenset(),
+        kept: Kept | None = None,
     ) -> None:
         self.ended = asyncio.Event()
         self.handed_over = False
@@ -87,6 +92,12 @@ class Service:
         if os.geteuid() == 0 and self._bouncer_uid is not None:
             self.allowed_uids |= {self._bouncer_uid}
         self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set, self._drained)
+        self._kept = kept
+        self.store = FdStore.offered(loop)
+        if self.store is not None:
+            self.supervisor.holdings.vault.store = self.store
+            self.supervisor.listeners.store = self.store
+            self.store.know(kept.names if kept is not None else ())
         self._socket = KeeperSocket(
             loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
         )
@@ -144,10 +155,32 @@ class Service:
 
         Raises `PgkeeperError` like `claim`.
         """
-        if self._left_behind:
+        restored = False
+        if self._kept is not None:
+            restored = await self._restore(self._kept)
+        elif self._left_behind:
             await self._wait_for_return(self._settings.patience.left_behind)
-        await self._listen(self._wanted)
+        if not (restored and len(self.supervisor.listeners)):
+            await self._listen(self._wanted)
         self.supervisor.open()
+        if self.store is not None and self._kept is not None:
+            self.store.keep_only(self.supervisor.stored_names())
+        self._kept = None
+
+    async def _restore(self, kept: Kept) -> bool:
+        """Go on with what the manager kept; False if it cannot be, or if its pgbouncer returns."""
+        patience = self._settings.patience
+        try:
+            if kept.owner_lives and await self._wait_for_return(patience.left_behind):
+                return False  # it brings everything itself
+            await kept.end_owners(patience.death)
+            kept.restore(self.supervisor, self._loop.time())
+        except PgkeeperError as error:
+            log.error(HangerEvent.FD_STORE_UNUSABLE, reason=error.message, lost=len(kept.sockets))
+            return False
+        finally:
+            kept.close()
+        return True
 
     def _drained(self) -> None:
         """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.
@@ -217,6 +250,9 @@ class Service:
         leave_owner = leave_owner and self.supervisor.census.owner is not None
         await self.supervisor.stop(leave_owner=leave_owner)
         self._socket.close(unlink=not leave_owner)
+        if self.store is not None:
+            self.store.flush(_LAST_WORDS)
+            self.store.close()
         log.info(Event.HANGER_STOPPED)
 
     def reload(self) -> None:

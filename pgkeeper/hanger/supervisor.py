@@ -148,6 +148,7 @@ class Supervisor:
         if link is None:
             return  # it is about to die, and its death arranges the rest
         process.reserved = False
+        self.holdings.guard(self.holdings.incarnation + 1, process.pidfd.fileno())
         process.incarnation = self.holdings.next_incarnation()
         process.feed(Event.ACTIVATE)
         process.set_deadline(self.settings.patience.ready, "it did not get ready")
@@ -173,6 +174,7 @@ class Supervisor:
             log.info(
                 HangerEvent.BOUNCER_RETURNING, pid=process.pid, incarnation=process.incarnation
             )
+            self.holdings.guard(process.incarnation, process.pidfd.fileno())
             process.set_deadline(self.settings.patience.ready, "it did not register its sockets")
             self.returned.set()
         else:
@@ -431,11 +433,17 @@ class Supervisor:
                 self._forget(process)
         self._let_go(unlink=not leave_owner)
 
+    def stored_names(self) -> set[str]:
+        """All that is to be in the service manager's store."""
+        return self.listeners.names | self.holdings.names
+
     def abandon(self) -> None:
         """Another hanger has everything: let go of ours, end nothing."""
         self._stop_acting()
         for process in self.census:
             self._forget(process)
+        self.listeners.store = None
+        self.holdings.leave()
         self._let_go(unlink=False)
 
     def _stop_acting(self) -> None:

@@ -163,9 +163,12 @@ class Giver:
         """Wait until all messages to pgbouncers are read.  Raises `NotNowError`."""
         supervisor = self._service.supervisor
         end = self._loop.time() + _CALM
-        while any(process.link and process.link.queued for process in supervisor.census):
+        store = self._service.store
+        while (store is not None and store.queued) or any(
+            process.link and process.link.queued for process in supervisor.census
+        ):
             if self._loop.time() > end:
-                raise NotNowError("pgbouncer does not read what it was sent")
+                raise NotNowError("pgbouncer or the service manager does not read what it was sent")
             await asyncio.sleep(0.005)
         self._check_settled()
 

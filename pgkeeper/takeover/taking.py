@@ -12,6 +12,7 @@ from pgkeeper.bouncer.spawn import Foster, Launch
 from pgkeeper.control.access import peer_of
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.fdstore import LEDGER, listener_name, owner_name, socket_name
 from pgkeeper.hanger.process import Process
 from pgkeeper.ledger.segment import Segment
 from pgkeeper.log import get_logger
@@ -51,6 +52,8 @@ async def take_over(heir: Heir, service: Service, admin: AdminServer, giver: Giv
     # From here on all is ours, and there is nobody to go back to.
     heir.close()
     supervisor = service.supervisor
+    if service.store is not None:
+        service.store.know(_stored(estate))
     _holdings(supervisor, estate, segment)
     for (sent, fds), state in zip(estate.processes, states, strict=True):
         supervisor.census.add(_process(loop, supervisor, sent, fds, state))
@@ -73,6 +76,13 @@ def _segment(estate: Estate) -> Segment | None:
     """Map the ledger, whose descriptor is the segment's from then on; raises `PgkeeperError`."""
     fd, estate.ledger = estate.ledger, None
     return None if fd is None else Segment.from_fd(fd)
+
+
+def _stored(estate: Estate) -> set[str]:
+    """What the service manager has of it: the old hanger's store is ours, as it stands."""
+    names = {listener_name(number) for number in range(len(estate.listeners))}
+    names.update(socket_name(token, unix=unix) for token, _, unix in estate.sockets)
+    return names | {LEDGER, owner_name(estate.inventory.incarnation)}
 
 
 def _holdings(supervisor: Supervisor, estate: Estate, segment: Segment | None) -> None:
@@ -110,6 +120,8 @@ def _process(
     if sent.linked:
         connection = socket.socket(fileno=fds[1])
         supervisor.reception.reconnected(process, connection, peer_of(connection))
+    if sent.owner:
+        supervisor.holdings.guard(sent.incarnation, pidfd.fileno())
     if sent.deadline is not None:
         process.set_deadline(sent.deadline, sent.why)
     return process

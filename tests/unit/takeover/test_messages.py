@@ -45,7 +45,7 @@ def test_the_fullest_batch_fits() -> None:
 
 def test_another_version_is_named() -> None:
     plain = {**json.loads(encode(messages.Go())), "version": 2}
-    with pytest.raises(TakeoverVersionError, match="takeover version 2, .* version 1"):
+    with pytest.raises(TakeoverVersionError, match=r"takeover version 2, .* version 1"):
         decode(json.dumps(plain).encode())
 
 
