@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-__all__ = ["listen_fds", "manager_address", "notify"]
+__all__ = ["listen_fds", "manager_address", "manager_identity", "notify"]
 
 _ENVIRONMENT = "NOTIFY_SOCKET"
 _FIRST_FD = 3  # SD_LISTEN_FDS_START
@@ -25,6 +25,12 @@ def manager_address(environ: Mapping[str, str] = os.environ) -> str | None:
         return "\0" + address[1:]
     # Else not set, or "vsock:", which is for virtual machines' own managers.
     return address if address.startswith("/") else None
+
+
+def manager_identity(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The same for all processes to which the manager listens in the same way; None without one."""
+    address = environ.get(_ENVIRONMENT)
+    return None if not address else f"{address} FDSTORE={environ.get('FDSTORE', '0')}"
 
 
 def listen_fds(environ: MutableMapping[str, str] = os.environ) -> list[tuple[str, int]]:

@@ -62,6 +62,13 @@ class Manager:
         with self._lock:
             return sorted(name for name, _ in self._kept)
 
+    def forget(self, prefix: str) -> None:
+        """Lose what has such a name."""
+        with self._lock:
+            for entry in [entry for entry in self._kept if entry[0].startswith(prefix)]:
+                os.close(entry[1])
+                self._kept.remove(entry)
+
     def hang(self) -> None:
         """Read nothing from the next message on."""
         self._reading.clear()

@@ -72,9 +72,9 @@ class Kept:
         return True
 
     @property
-    def owner_lives(self) -> bool:
-        """Whether a pgbouncer that may touch all this is not dead."""
-        return any(not pidfd.ended for pidfd in self.owners.values())
+    def owner_may_live(self) -> bool:
+        """Whether a pgbouncer that may touch all this is not known to be dead."""
+        return not self.owners or any(not pidfd.ended for pidfd in self.owners.values())
 
     def close(self) -> None:
         """Close what is still ours."""
@@ -103,6 +103,11 @@ class Kept:
             finally:
                 loop.remove_reader(pidfd)
 
+    def listen(self, supervisor: Supervisor) -> None:
+        """Give the listening sockets alone to `supervisor`."""
+        supervisor.listeners.take(self.listeners)
+        self.listeners = []
+
     def restore(self, supervisor: Supervisor, now: float) -> None:
         """Give everything to `supervisor`, so that the next pgbouncer adopts.
 
@@ -128,8 +133,8 @@ class Kept:
             vault.reserve_tokens(segment.view().act().watermark)
         for token, (fd, unix) in self.sockets.items():
             vault.add(token, fd, unix=unix)
-        supervisor.listeners.take(self.listeners)
-        self.sockets, self.listeners = {}, []
+        self.sockets = {}
+        self.listen(supervisor)
         # Since when nobody serves is not known: since now is too late, and harms no one.
         supervisor.accounts.inherit(Counts(0, None, 0, bool(header.incarnation), now))
         log.info(

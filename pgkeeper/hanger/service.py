@@ -168,16 +168,17 @@ class Service:
         self._kept = None
 
     async def _restore(self, kept: Kept) -> bool:
-        """Go on with what the manager kept; False if it cannot be, or if its pgbouncer returns."""
+        """Go on with what the manager kept; False if its pgbouncer returns and brings it all."""
         patience = self._settings.patience
         try:
-            if kept.owner_lives and await self._wait_for_return(patience.left_behind):
+            if kept.owner_may_live and await self._wait_for_return(patience.left_behind):
                 return False  # it brings everything itself
             await kept.end_owners(patience.death)
             kept.restore(self.supervisor, self._loop.time())
         except PgkeeperError as error:
             log.error(HangerEvent.FD_STORE_UNUSABLE, reason=error.message, lost=len(kept.sockets))
-            return False
+            # The manager's duplicates of these would be in our own way.
+            kept.listen(self.supervisor)
         finally:
             kept.close()
         return True

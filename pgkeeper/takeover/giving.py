@@ -17,7 +17,7 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.log import get_logger
-from pgkeeper.systemd import notify
+from pgkeeper.systemd import manager_identity, notify
 from pgkeeper.takeover.channel import Channel, ChannelLostError
 from pgkeeper.takeover.messages import (
     BATCH,
@@ -146,7 +146,7 @@ class Giver:
         """Raises `NotNowError`."""
         if peer.uid != os.geteuid():
             raise NotNowError(f"only uid {os.geteuid()} can follow this hanger")
-        manager = os.environ.get("NOTIFY_SOCKET")
+        manager = manager_identity()
         if manager is not None and ask.manager != manager:
             raise NotNowError(
                 "the service manager started it and would end its service: restart that instead"
@@ -174,6 +174,7 @@ class Giver:
 
     def _hand_over(self, channel: Channel, peer: Peer, pidfd: Pidfd) -> None:
         """Everything, and then the end of this hanger; or nothing.  Blocks."""
+        start, held = self._loop.time(), len(self._service.supervisor.holdings.vault)
         channel.give(_HANDING)
         try:
             _send_estate(channel, self._service, self._doors())
@@ -187,7 +188,8 @@ class Giver:
         self._admin.leave()
         self._service.abandon()
         notify(f"MAINPID={peer.pid}")
-        log.info(HangerEvent.TAKEN_OVER, by=peer.pid)
+        ms = round((self._loop.time() - start) * 1000, 3)
+        log.info(HangerEvent.TAKEN_OVER, by=peer.pid, held=held, ms=ms)
 
     def _doors(self) -> tuple[int, int, int]:
         return (

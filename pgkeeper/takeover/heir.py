@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from pgkeeper.control.access import peer_of
 from pgkeeper.errors import PgkeeperError
+from pgkeeper.systemd import manager_identity
 from pgkeeper.takeover.channel import Channel
 from pgkeeper.takeover.messages import (
     Ask,
@@ -113,7 +114,7 @@ class Heir:
             if uid != os.geteuid():
                 raise TakeoverFailedError(f"it runs as uid {uid}, and only that uid can follow it")
             channel.give(_ANSWER)
-            channel.send(Ask(version(), os.environ.get("NOTIFY_SOCKET")))
+            channel.send(Ask(version(), manager_identity()))
             offer, _ = channel.receive(Offer)
         except TakeoverFailedError:
             channel.close()

@@ -72,7 +72,7 @@ def next_path(keeper_socket: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The new hanger introduces itself: its version, and the service manager's socket it has."""
+    """The new hanger introduces itself: its version, and which service manager it has."""
 
     pgkeeper: str
     manager: str | None = None

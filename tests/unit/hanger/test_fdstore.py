@@ -44,8 +44,14 @@ def test_a_token_of_zero_is_none() -> None:
 
 @pytest.mark.parametrize(
     "environ",
-    [{}, {"NOTIFY_SOCKET": "/n"}, {"FDSTORE": "9"}, {"NOTIFY_SOCKET": "/n", "FDSTORE": "0"}]
-    + [{"NOTIFY_SOCKET": "vsock:1", "FDSTORE": "9"}, {"NOTIFY_SOCKET": "/n", "FDSTORE": "many"}],
+    [
+        {},
+        {"NOTIFY_SOCKET": "/n"},
+        {"FDSTORE": "9"},
+        {"NOTIFY_SOCKET": "/n", "FDSTORE": "0"},
+        {"NOTIFY_SOCKET": "/n", "FDSTORE": "many"},
+        {"NOTIFY_SOCKET": "vsock:1", "FDSTORE": "9"},
+    ],
 )
 def test_no_store_without_both(environ: dict[str, str]) -> None:
     loop = asyncio.new_event_loop()
