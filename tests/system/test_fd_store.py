@@ -23,7 +23,7 @@ from testbed.guard import MARK
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.manager import Manager
-from testbed.process import descriptors, send
+from testbed.process import alive, descriptors, send
 from tests.system.orphans import assert_intact, make_orphans_table, open_three
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def test_a_pgbouncer_that_hangs_is_killed_first(keeper: Keeper) -> None:
         keeper.kill_hanger()
         keeper.start_hanger()
         assert keeper.bouncer_pid != pid
+        assert not alive(pid), "two of them could write"
         assert client.query("SELECT 1") == [("1",)]
         check_ledger(keeper)
 
