@@ -13,27 +13,36 @@ from pgkeeper.config import BouncerIni, ConfigError
 from pgkeeper.control.handlers import Handlers
 from pgkeeper.control.protocol import admin_path
 from pgkeeper.control.server import AdminServer
+from pgkeeper.hanger.recovery import Kept
 from pgkeeper.hanger.service import Service
 from pgkeeper.hanger.settings import Settings
+from pgkeeper.systemd import listen_fds
+from pgkeeper.takeover.giving import Giver
+from pgkeeper.takeover.taking import take_over
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from pgkeeper.options import RunOptions
+    from pgkeeper.takeover.heir import Heir
 
 __all__ = ["run_daemon"]
 
 
-def run_daemon(options: RunOptions) -> int:
+def run_daemon(options: RunOptions, heir: Heir | None = None) -> int:
     """Run the hanger until it is told to end; returns the process's exit status.
 
-    Raises `PgkeeperError` if it cannot start.
+    With an `heir`, in the place of the hanger that it speaks with.  Raises `PgkeeperError` if it
+    cannot start.
     """
+    kept = Kept.sort(listen_fds())
     log.configure(options.log_json, options.log_level)
     ini = BouncerIni.load(options.ini)
     for warning in ini.warnings():
         name = log.Event.CONFIG_WARNING if warning.severity == "warning" else log.Event.CONFIG_NOTE
         log.get_logger().warning(name, setting=warning.setting, text=warning.text)
     launch = Launch(_binary(options), options.ini, _socket(options, ini))
-    return asyncio.run(_run(options, ini, launch))
+    return asyncio.run(_run(options, ini, launch, heir, kept))
 
 
 def _socket(options: RunOptions, ini: BouncerIni) -> Path:
@@ -53,13 +62,20 @@ def _binary(options: RunOptions) -> Path:
     return options.pgbouncer
 
 
-async def _run(options: RunOptions, ini: BouncerIni, launch: Launch) -> int:
+async def _run(
+    options: RunOptions,
+    ini: BouncerIni,
+    launch: Launch,
+    heir: Heir | None,
+    kept: Kept | None,
+) -> int:
     loop = asyncio.get_running_loop()
     settings = Settings(
         supervise=options.supervise, standby=options.standby, hold_timeout=options.hold_timeout
     )
-    service = Service(loop, settings, ini, launch, options.allow_uids)
+    service = Service(loop, settings, ini, launch, options.allow_uids, kept)
     admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)
+    giver = Giver(loop, service, admin)
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -73,18 +89,25 @@ async def _run(options: RunOptions, ini: BouncerIni, launch: Launch) -> int:
     # Told to stop, or by the operator's wish at another place, a supervised pgbouncer ends too.
     leave_owner = True
     try:
-        await _serve(service, admin, stopping)
+        if heir is None:
+            opening = _open(service, admin, giver)
+        else:
+            opening = take_over(heir, service, admin, giver)
+        await _serve(service, opening, stopping)
         leave_owner = not options.supervise and not service.ended.is_set()
     finally:
         await service.close(leave_owner=leave_owner)
+        await giver.close()
         await admin.close()
     return 0
 
 
-async def _serve(service: Service, admin: AdminServer, stopping: asyncio.Event) -> None:
+async def _serve(
+    service: Service, start: Coroutine[None, None, None], stopping: asyncio.Event
+) -> None:
     """Until the service ends or is told to; raises what keeps it from starting."""
     ends = [asyncio.ensure_future(event.wait()) for event in (stopping, service.ended)]
-    opening = asyncio.ensure_future(_open(service, admin))
+    opening = asyncio.ensure_future(start)
     try:
         await asyncio.wait([*ends, opening], return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
@@ -96,7 +119,8 @@ async def _serve(service: Service, admin: AdminServer, stopping: asyncio.Event) 
         await asyncio.gather(*ends, opening, return_exceptions=True)
 
 
-async def _open(service: Service, admin: AdminServer) -> None:
+async def _open(service: Service, admin: AdminServer, giver: Giver) -> None:
     await service.claim()
     await admin.start()
+    giver.start()
     await service.open()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from pgkeeper.control.report import Session as HeldSession
     from pgkeeper.control.report import Status
+    from testbed.manager import Manager
     from testbed.postgres import Postgres
     from testbed.rundir import RunDir
 
@@ -68,6 +69,8 @@ class Keeper(Pooler):
         self.binary = binary
         self.standby = standby
         self.options = tuple(options)
+        self.manager: Manager | None = None
+        """Starts the hanger with what it keeps, if there is one."""
         self.client = ControlClient(self.socket_path)
         self._process: Process | None = None
         self._idle_descriptors = 0
@@ -123,19 +126,57 @@ class Keeper(Pooler):
         Raises as `start`.
         """
         standby = "--standby" if self.standby else "--no-standby"
+        argv: list[str | Path] = [
+            *(_command(), "run", "--ini", self.ini_path, "--socket", self.socket_path),
+            *("--pgbouncer", self.run_dir.usable(self.binary), standby),
+            *self.options,
+        ]
+        more: dict[str, str] = {}
+        fds: Sequence[int] = ()
+        if self.manager is not None:
+            managed, more, fds = self.manager.command(argv)
+            argv = [*managed]
         self._process = Process(
             self.run_dir,
             self.name,
-            [
-                *(_command(), "run", "--ini", self.ini_path, "--socket", self.socket_path),
-                *("--pgbouncer", self.run_dir.usable(self.binary), standby),
-                *self.options,
-            ],
+            argv,
             output=self.output.path,
             # Root as in a real installation: it gives pgbouncer the ini's user.
             privileged=True,
+            env=more,
+            pass_fds=fds,
         )
         return self.wait_active()
+
+    def take_over(self, *options: str | Path, env: Mapping[str, str] | None = None) -> Process:
+        """Start a hanger in the place of the one that runs; the old one, which has ended with 0.
+
+        Raises `ProcessFailedError`, also if the new one ends instead.
+        """
+        old = self.hanger
+        new = self.begin_takeover(*options, env=env)
+        try:
+            wait_until(lambda: not (old.running and new.running), what="either hanger has ended")
+            code = old.wait(10) if new.running else None
+        except BaseException:
+            new.stop(signal.SIGKILL)
+            raise
+        if code != 0:
+            new.stop(signal.SIGKILL)
+            raise ProcessFailedError(self.name, f"not taken over ({code})", self.output.tail())
+        self._process = new
+        return old
+
+    def begin_takeover(self, *options: str | Path, env: Mapping[str, str] | None = None) -> Process:
+        """Start a hanger with `--takeover`, and leave it to the caller."""
+        return Process(
+            self.run_dir,
+            self.name,
+            [_command(), "run", "--takeover", "--socket", self.socket_path, *options],
+            output=self.output.path,
+            privileged=True,
+            env=env,
+        )
 
     def kill_hanger(self) -> None:
         """SIGKILL the hanger and wait until it is dead; pgbouncer goes on by itself."""

@@ -48,6 +48,7 @@ class Process:
         output: Path,
         privileged: bool = False,
         env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.name = name
         account = None if privileged else run_dir.account
@@ -60,6 +61,7 @@ class Process:
                 cwd=run_dir.path,
                 env=environment(f"{run_dir.run_id}/{name}", env),
                 start_new_session=True,
+                pass_fds=pass_fds,
                 user=account.uid if account else None,
                 group=account.gid if account else None,
                 extra_groups=[] if account else None,

@@ -27,7 +27,8 @@ void keeper_local_setup(void)
 
 /*
  * One commit makes all of it true: every copy and every record; what is kept
- * of these from the last time was written in the former format.
+ * of these from the last time was written in the former format.  A format that
+ * changes other blobs has more to write here.
  */
 void keeper_write_in_format(uint32_t format)
 {
@@ -43,7 +44,6 @@ void keeper_write_in_format(uint32_t format)
 			continue;
 		l->calm = false;
 		l->stale = true;
-		l->catalog.rewrite = true;
 		keeper_store_mark(&keeper_store, slot);
 	}
 	keeper_commit(KEEPER_ACT_NONE, 0, 0);

@@ -23,6 +23,7 @@ __all__ = [
     "CannotStartError",
     "Child",
     "Exit",
+    "Foster",
     "Launch",
     "NoKeeperSupportError",
     "UserMissingError",
@@ -38,7 +39,9 @@ _VERSION_LINE: Final = "keeper:"
 _VERSION_TIMEOUT: Final = 10.0
 
 # The service manager's socket is the hanger's: pgbouncer's own READY=1 would speak for it.
-_NOT_INHERITED: Final = frozenset({"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"})
+_NOT_INHERITED: Final = frozenset(
+    {"NOTIFY_SOCKET", "FDSTORE", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+)
 
 
 class CannotStartError(PgkeeperError):
@@ -120,6 +123,21 @@ class Child:
     def wait(self) -> Exit:
         """Reap the process; blocks until it has ended."""
         return Exit.of(self._process.wait())
+
+
+class Foster(Child):
+    """A pgbouncer that another hanger started: how it ended, only its parent will be told.
+
+    Its parent has ended, so what reaps orphans reaps it.
+    """
+
+    def __init__(self, pid: int, pidfd: Pidfd) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+
+    def wait(self) -> Exit:
+        """Nothing is known of it but that it has ended."""
+        return Exit()
 
 
 def start(launch: Launch, *, environ: Mapping[str, str] | None = None) -> Child:

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,6 +14,9 @@ from pgkeeper import log
 from pgkeeper.config import BouncerIni
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.options import DEFAULT_HOLD_TIMEOUT, RunOptions, UnknownUserError, uid_of
+
+if TYPE_CHECKING:
+    from pgkeeper.takeover.heir import Heir
 
 __all__ = ["command"]
 
@@ -47,7 +50,7 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 
 
 @click.command("run", context_settings={"auto_envvar_prefix": "PGKEEPER"})
-@_option("--ini", type=_PATH, required=True, help="pgbouncer.ini: addresses, user, keeper_socket.")
+@_option("--ini", type=_PATH, help="pgbouncer.ini: addresses, user, keeper_socket.")
 @_option("--pgbouncer", type=_PATH, help="The binary.  Default: what `pgkeeper build` made.")
 @_option(
     "--socket", type=_PATH, help="Where pgbouncer finds us.  Default: the ini's keeper_socket."
@@ -79,6 +82,12 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=_seconds,
     help="Seconds to hold sessions while no pgbouncer serves them; 0: for ever.",
 )
+@click.option(
+    "--takeover",
+    is_flag=True,
+    allow_from_autoenv=False,  # one start is meant, not all that come
+    help="Replace the hanger that runs: take everything from it, and its settings.",
+)
 @_option("--log-json", is_flag=True, help="Logs as JSON, one object a line.")
 @_option(
     "--log-level",
@@ -90,13 +99,14 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
 @click.pass_context
 def command(
     ctx: click.Context,
-    ini: Path,
+    ini: Path | None,
     pgbouncer: Path | None,
     socket: Path | None,
     standby: bool,
     supervise: bool,
     allow_user: tuple[str, ...],
     hold_timeout: float,
+    takeover: bool,
     log_json: bool,
     log_level: str,
 ) -> None:
@@ -106,16 +116,41 @@ def command(
     with the pgbouncer it supervises; SIGHUP reloads pgbouncer's configuration.
     Tells systemd when it is ready (Type=notify).
 
+    With --takeover it replaces the hanger that listens on --socket, or on the
+    ini's keeper_socket: listeners, sessions, ledger and pgbouncer come over, then
+    the old hanger ends, and no client notices. What is not said here is as the
+    old one has it. If anything fails, the old one goes on.
+
     \b
     Exit status:
-      0  ended as asked: signal, `pgkeeper release`, or the console's SHUTDOWN
-      1  could not start or go on; one line on stderr says why
+      0  ended as asked: signal, `pgkeeper release`, the console's SHUTDOWN, or
+         replaced by another hanger
+      1  could not start, take over or go on; one line on stderr says why
+      2  --takeover, and there is no hanger
 
     \b
     Examples:
       pgkeeper run --ini /etc/pgbouncer/pgbouncer.ini
       PGKEEPER_INI=pgbouncer.ini PGKEEPER_ALLOW_USER="alice 70" pgkeeper run
+      pgkeeper run --takeover --socket /run/pgkeeper/keeper.sock
+      pgkeeper run --takeover --ini /etc/pgbouncer/pgbouncer.ini --standby
     """
+    heir = None
+    if takeover:
+        heir, socket = _ask(socket, ini)
+        old = heir.offer
+
+        def said(name: str) -> bool:
+            return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+        ini = ini or Path(old.ini)
+        pgbouncer = pgbouncer or Path(old.binary)
+        standby = standby if said("standby") else old.standby
+        supervise = supervise if said("supervise") else old.supervise
+        hold_timeout = hold_timeout if said("hold_timeout") else old.hold_timeout
+        allow_user = allow_user or tuple(map(str, old.allow_uids))
+    if ini is None:
+        raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--ini'")
     BouncerIni.load(ini)  # a mistake in it is worth telling before anything else
     if supervise:
         pgbouncer = _binary(pgbouncer)
@@ -134,9 +169,21 @@ def command(
                 hold_timeout=hold_timeout,
                 log_json=log_json,
                 log_level=log_level,
-            )
+            ),
+            heir,
         )
     )
+
+
+def _ask(socket: Path | None, ini: Path | None) -> tuple[Heir, Path]:
+    """The conversation with the hanger to be replaced, and the keeper socket that it has."""
+    from pgkeeper.takeover.heir import Heir
+
+    if socket is None and ini is not None:
+        socket = BouncerIni.load(ini).keeper_socket
+    if socket is None:
+        raise click.UsageError("--takeover needs --socket, or an --ini with keeper_socket")
+    return Heir.ask(socket), socket
 
 
 def _binary(named: Path | None) -> Path:

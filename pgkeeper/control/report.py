@@ -9,6 +9,7 @@ from pgkeeper.states import ServiceState
 __all__ = [
     "AdoptionStatus",
     "BouncerStatus",
+    "Counts",
     "HandoffReport",
     "HangerStatus",
     "ReleaseReport",
@@ -62,6 +63,20 @@ class AdoptionStatus:
     count: int
     last_ms: float | None
     sessions_lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a hanger counts, for the one that takes over; no part of any report.
+
+    `vacant_since`, in seconds of CLOCK_MONOTONIC: since when nobody has served; None if one does.
+    """
+
+    count: int
+    last_pause: float | None
+    sessions_lost: int
+    ready_once: bool
+    vacant_since: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,19 +76,40 @@ class AdminServer:
         # Not asyncio's own server: a connection that it accepts while it closes is lost to both.
         asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
+    def inherit(self, fd: int) -> None:
+        """Listen on what another hanger has opened at our path; `fd` is ours from now on."""
+        listener = socket.socket(fileno=fd)
+        with contextlib.suppress(OSError):
+            status = self._path.lstat()
+            self._inode = (status.st_dev, status.st_ino)
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def fileno(self) -> int:
+        """The listening descriptor; -1 if there is none."""
+        return -1 if self._listener is None else self._listener.fileno()
+
+    def leave(self) -> None:
+        """Another process listens on: the file stays.  Replies under way have until `close`."""
+        self._inode = None
+        self._stop_listening()
+
     async def close(self, grace: float = 2.0) -> None:
         """Stop listening; replies under way have `grace` seconds to leave."""
+        self._stop_listening()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _stop_listening(self) -> None:
         if self._listener is None:
             return
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
         self._listener = None
         self._unlink()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _listen(self) -> socket.socket:
         name = os.fspath(self._path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pgkeeper.control.report import (
     AdoptionStatus,
     BouncerStatus,
+    Counts,
     HandoffReport,
     HangerStatus,
     Session,
@@ -44,6 +45,24 @@ class Accounts:
         self._count = 0
         self._last_pause: float | None = None
         self._sessions_lost = 0
+
+    def counts(self) -> Counts:
+        """What another hanger needs to go on counting."""
+        return Counts(
+            self._count,
+            self._last_pause,
+            self._sessions_lost,
+            self._ready_once,
+            self._vacant_since,
+        )
+
+    def inherit(self, counts: Counts) -> None:
+        """Go on counting where another hanger was."""
+        self._count = counts.count
+        self._last_pause = counts.last_pause
+        self._sessions_lost = counts.sessions_lost
+        self._ready_once = counts.ready_once
+        self._vacant_since = counts.vacant_since
 
     def vacant(self, now: float) -> None:
         """The one that served is dead."""

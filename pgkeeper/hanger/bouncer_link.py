@@ -70,6 +70,10 @@ class BouncerLink:
         """How many messages wait for the peer to read."""
         return len(self._queue)
 
+    def fileno(self) -> int:
+        """The connection's descriptor; -1 once it is closed."""
+        return self._connection.fileno()
+
     def send(self, message: Message, fds: tuple[int, ...] = ()) -> None:
         """Send now or as soon as the peer has room; `fds` stay the caller's and must stay open."""
         self.send_later(lambda: (message, fds))

@@ -33,6 +33,10 @@ class HangerEvent(StrEnum):
     BOUNCER_FAREWELL = "bouncer-farewell"
     CRASH_LOOP = "crash-loop"
     RELOAD = "reload"
+    # the service manager's store of descriptors
+    FD_STORE_FULL = "fd-store-full"
+    FD_STORE_TAKEN = "fd-store-taken"
+    FD_STORE_UNUSABLE = "fd-store-unusable"
     # sessions and ledger
     LEDGER_MADE = "ledger-made"
     LEDGER_TAKEN = "ledger-taken"
@@ -40,7 +44,11 @@ class HangerEvent(StrEnum):
     SESSION_UNHELD = "session-unheld"
     SESSIONS_ENDED = "sessions-ended"
     HOLD_TIMEOUT = "hold-timeout"
-    # planned replacement
+    # planned replacement of the hanger
+    TAKEOVER = "takeover"
+    TAKEOVER_FAILED = "takeover-failed"
+    TAKEN_OVER = "taken-over"
+    # ... and of pgbouncer
     HANDOFF_STEP = "handoff-step"
     HANDOFF_DONE = "handoff-done"
     HANDOFF_FAILED = "handoff-failed"

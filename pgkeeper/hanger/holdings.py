@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING
 
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.formats import OURS, Formats
+from pgkeeper.hanger.fdstore import LEDGER, owner_name, socket_name
 from pgkeeper.hanger.vault import Vault
 from pgkeeper.ledger.segment import Segment
 from protocol.ledger import Geometry, LedgerDamaged
@@ -38,6 +40,17 @@ class Holdings:
         self.incarnation = 0
         self.format = OURS.newest
         self._asked: int | None = None
+        self._guard: tuple[int, int] | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all this in the service manager's store."""
+        names = {socket_name(held.token, unix=held.unix) for held in self.vault.held()}
+        if self.segment is not None:
+            names.add(LEDGER)
+        if self._guard is not None:
+            names.add(owner_name(self._guard[0]))
+        return names
 
     def check_format(self, hello: Hello, owner: Formats | None) -> None:
         """Raises `HelloRefusedError` if pgbouncer could never read the ledger.
@@ -83,6 +96,7 @@ class Holdings:
             sizes = Geometry(hello.slots, hello.iobufs, hello.pkt_buf, hello.units)
             self.segment = Segment.create(sizes, self.generation)
             self.format = OURS.common(Formats.of(hello)) or OURS.newest
+            self._store_ledger()
         return self.segment
 
     def take_ledger(self, hello: Hello, fd: int) -> None:
@@ -104,11 +118,19 @@ class Holdings:
             )
         self.segment = segment
         self.format = hello.format
+        self._store_ledger()
         self.generation = header.generation
         self.incarnation = header.incarnation
         self.vault.reserve_tokens(hello.last_token)
         with contextlib.suppress(LedgerDamaged):
             self.vault.reserve_tokens(segment.view().act().watermark)
+
+    def inherit(self, segment: Segment | None, generation: int, incarnation: int) -> None:
+        """Go on with the ledger and the numbers of another hanger."""
+        self.segment = segment
+        self._store_ledger()
+        self.generation = generation
+        self.incarnation = incarnation
 
     def next_incarnation(self) -> int:
         """Fence the ledger for a new incarnation, and return its number."""
@@ -117,9 +139,37 @@ class Holdings:
         self.segment.set_incarnation(self.incarnation)
         return self.incarnation
 
+    def guard(self, incarnation: int, pidfd: int) -> None:
+        """Whoever follows us must find this incarnation and see that it is dead."""
+        store = self.vault.store
+        if store is None:
+            return
+        if self._guard is not None and self._guard[0] == incarnation:
+            return
+        old, self._guard = self._guard, (incarnation, os.dup(pidfd))
+        store.put(owner_name(incarnation), self._guard[1], urgent=True)
+        self._unguard(old)
+
+    def leave(self) -> None:
+        """Another hanger has everything, and the store's duplicates are its business."""
+        self.vault.store = None
+        self.close()
+
+    def _unguard(self, guard: tuple[int, int] | None) -> None:
+        if guard is not None:
+            if self.vault.store is not None:
+                self.vault.store.drop(owner_name(guard[0]))
+            os.close(guard[1])
+
+    def _store_ledger(self) -> None:
+        if self.vault.store is not None and self.segment is not None:
+            self.vault.store.put(LEDGER, self.segment.fd, urgent=True)
+
     def renew(self) -> None:
         """All sessions have ended: let go of the ledger; the next HELLO makes another one."""
         if self.segment is not None:
+            if self.vault.store is not None:
+                self.vault.store.drop(LEDGER)
             self.segment.close()
             self.segment = None
             self.generation += 1
@@ -128,3 +178,5 @@ class Holdings:
         """Give back everything."""
         self.vault.close_all()
         self.renew()
+        self._unguard(self._guard)
+        self._guard = None

@@ -93,6 +93,18 @@ class KeeperSocket:
         self._loop.add_reader(listener, self._accept)
         return left_behind
 
+    def inherit(self, fd: int) -> None:
+        """Listen on what another hanger has opened at our path; `fd` is ours from now on."""
+        self._listener = socket.socket(fileno=fd)
+        with contextlib.suppress(OSError):
+            facts = self._path.lstat()
+            self._identity = (facts.st_dev, facts.st_ino)
+        self._loop.add_reader(self._listener, self._accept)
+
+    def fileno(self) -> int:
+        """The listening descriptor; -1 if there is none."""
+        return -1 if self._listener is None else self._listener.fileno()
+
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening and remove the file, unless somebody has replaced it.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgkeeper.hanger.binding import AddressInUseError, CannotListenError, bind, tune_accept
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.fdstore import listener_name
 from pgkeeper.log import Event, get_logger
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pgkeeper.config import BouncerIni
     from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.fdstore import FdStore
 
 __all__ = ["Listeners", "Pause"]
 
@@ -81,6 +83,8 @@ class Listeners:
         self._pauses = {Pause.NOT_OPEN}
         self._timer: asyncio.TimerHandle | None = None
         self._given_up = False
+        self.store: FdStore | None = None
+        """Keeps duplicates of the listening sockets, if there is one."""
 
     def __len__(self) -> int:
         return len(self._sockets)
@@ -94,6 +98,11 @@ class Listeners:
     def pauses(self) -> frozenset[Pause]:
         """Why nothing is accepted; empty while accepting."""
         return frozenset(self._pauses)
+
+    @property
+    def names(self) -> set[str]:
+        """Their names in the service manager's store."""
+        return {listener_name(number) for number in range(len(self._sockets))}
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -140,8 +149,12 @@ class Listeners:
         for address in bound:
             log.info(Event.LISTENING, address=str(address))
 
-    def take(self, fds: Iterable[int]) -> None:
-        """Own listening descriptors that a serving pgbouncer gave back, without accepting yet."""
+    def take(self, fds: Iterable[int], *, given_up: bool = False) -> None:
+        """Own listening descriptors that somebody else has bound, without accepting yet.
+
+        `given_up`: there are none, because nobody is to listen.
+        """
+        self._given_up = given_up
         for fd in fds:
             listener = socket.socket(fileno=fd)
             listener.setblocking(False)
@@ -149,6 +162,8 @@ class Listeners:
             log.info(Event.LISTENING, address=_name(listener), given_back=True)
 
     def _add(self, listener: socket.socket) -> None:
+        if self.store is not None:
+            self.store.put(listener_name(len(self._sockets)), listener.fileno(), urgent=True)
         self._sockets.append(listener)
         if not self._pauses:
             self._watch(listener)
@@ -201,7 +216,9 @@ class Listeners:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for listener in self._sockets:
+        for number, listener in enumerate(self._sockets):
+            if self.store is not None:
+                self.store.drop(listener_name(number))
             listener.close()
         self._sockets.clear()
         if unlink:

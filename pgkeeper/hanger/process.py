@@ -65,7 +65,20 @@ class Process:
         self._lifecycle = Lifecycle()
         self._waiters: list[asyncio.Future[None]] = []
         self._deadline: asyncio.TimerHandle | None = None
+        self._why = ""
         loop.add_reader(pidfd, self._ended)
+
+    @property
+    def pidfd(self) -> Pidfd:
+        """Its pidfd, which stays this object's."""
+        return self._pidfd
+
+    @property
+    def deadline(self) -> tuple[float, str] | None:
+        """The seconds that it has left, and what it is killed for then."""
+        if self._deadline is None:
+            return None
+        return max(self._deadline.when() - self._loop.time(), 0.0), self._why
 
     @property
     def state(self) -> ProcessState:
@@ -92,6 +105,11 @@ class Process:
         """Whether its end is a reason to start the next one with care."""
         by_itself = self.end is not None and self.end.by_itself
         return self.ready is None or self.faulty or by_itself
+
+    def resume(self, state: ProcessState, *, owner: bool, age: float) -> None:
+        """Stand where it stood under another hanger, so many seconds after it began."""
+        self._lifecycle.state, self._lifecycle.owner = state, owner
+        self._began = self._loop.time() - age
 
     def feed(self, event: Event) -> None:
         """Move on an act of ours, or its death.  Raises `ImpossibleEventError`."""
@@ -153,6 +171,7 @@ class Process:
     def set_deadline(self, seconds: float, reason: str) -> None:
         """Kill it in so many seconds, for `reason`, unless another deadline comes or none."""
         self.clear_deadline()
+        self._why = reason
         self._deadline = self._loop.call_later(seconds, self.kill, reason)
 
     def clear_deadline(self) -> None:

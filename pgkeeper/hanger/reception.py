@@ -118,9 +118,21 @@ class Reception:
         self._strangers: dict[BouncerLink, Pidfd] = {}
         self._early: dict[BouncerLink, Hello] | None = {}
 
+    @property
+    def strangers(self) -> list[tuple[int, int]]:
+        """Connection and pidfd of everybody who has not introduced himself."""
+        return [(link.fileno(), pidfd.fileno()) for link, pidfd in self._strangers.items()]
+
     def connected(self, connection: socket.socket, peer: Peer, pidfd: Pidfd) -> None:
         """Somebody who may has connected."""
-        link = BouncerLink(
+        self._strangers[self._link(connection, peer)] = pidfd
+
+    def reconnected(self, process: Process, connection: socket.socket, peer: Peer) -> None:
+        """The connection of a process that another hanger has known is ours now."""
+        process.link = self._link(connection, peer)
+
+    def _link(self, connection: socket.socket, peer: Peer) -> BouncerLink:
+        return BouncerLink(
             self._loop,
             connection,
             pid=peer.pid,
@@ -128,7 +140,6 @@ class Reception:
             on_message=self._message,
             on_end=self._end,
         )
-        self._strangers[link] = pidfd
 
     def open_doors(self) -> None:
         """The listeners are known: successors are welcome."""

@@ -15,6 +15,7 @@ from pgkeeper.hanger.accounts import list_sessions
 from pgkeeper.hanger.addresses import addresses
 from pgkeeper.hanger.binding import AddressInUseError, CannotListenError
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.fdstore import FdStore
 from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
 from pgkeeper.hanger.listeners import Pause
@@ -30,12 +31,15 @@ if TYPE_CHECKING:
 
     from pgkeeper.control.report import HandoffReport, Session, Status
     from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.recovery import Kept
     from pgkeeper.hanger.settings import Settings
 
-__all__ = ["NotSupervisingError", "Service"]
+__all__ = ["NotSupervisingError", "ReplacedError", "Service"]
 
 log = get_logger()
 
+#: Seconds that the service manager has to take our last messages about descriptors.
+_LAST_WORDS: Final = 1.0
 #: Seconds until an address that cannot be had again is tried once more.
 _LISTEN_AGAIN: Final = 1.0
 
@@ -50,11 +54,18 @@ class NotSupervisingError(PgkeeperError):
         )
 
 
+class ReplacedError(PgkeeperError):
+    """This hanger has handed everything to another one, which has our sockets."""
+
+    def __init__(self) -> None:
+        super().__init__("this hanger has just been replaced: ask again")
+
+
 class Service:
     """Implements `pgkeeper.control.handlers.Keeper`.
 
-    `ended` is set when the service is over by the operator's wish: released, or shut down at
-    pgbouncer's console.
+    `ended` is set when the service is over by the operator's wish: released, shut down at
+    pgbouncer's console, or `handed_over` to another hanger.
     """
 
     def __init__(
@@ -64,8 +75,11 @@ class Service:
         ini: BouncerIni,
         launch: Launch,
         allow_uids: frozenset[int] = frozenset(),
+        kept: Kept | None = None,
     ) -> None:
         self.ended = asyncio.Event()
+        self.handed_over = False
+        self._is_hanger = False
         self._loop = loop
         self._wanted: tuple[Address, ...] = ()
         self._left_behind = False
@@ -78,15 +92,23 @@ class Service:
         if os.geteuid() == 0 and self._bouncer_uid is not None:
             self.allowed_uids |= {self._bouncer_uid}
         self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set, self._drained)
+        self._kept = kept
+        self.store = FdStore.offered(loop)
+        if self.store is not None:
+            self.supervisor.holdings.vault.store = self.store
+            self.supervisor.listeners.store = self.store
+            self.store.know(kept.names if kept is not None else ())
         self._socket = KeeperSocket(
             loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
         )
 
-    async def claim(self) -> None:
-        """Check what can be checked and take the keeper socket: from now on we are the hanger.
+    @property
+    def keeper_socket(self) -> KeeperSocket:
+        """Where pgbouncers introduce themselves."""
+        return self._socket
 
-        Raises what makes that impossible, as `PgkeeperError`; `close` is still to be called.
-        """
+    async def check(self) -> None:
+        """Check what can be checked.  Raises what makes a hanger impossible, as `PgkeeperError`."""
         ini = self._ini
         self._wanted = addresses(ini)
         raise_descriptor_limit(ini.max_client_conn)
@@ -94,7 +116,32 @@ class Service:
         if self._settings.supervise:
             self._check_user(ini)
             await check_keeper_support(launch.binary)
+
+    async def claim(self) -> None:
+        """Take the keeper socket: from now on we are the hanger.
+
+        Raises what makes that impossible, as `PgkeeperError`; `close` is still to be called.
+        """
+        await self.check()
         self._left_behind = self._socket.open()
+        self._began()
+
+    def inherit(self, door: int) -> None:
+        """Go on as the hanger: `door` is the keeper socket's, the supervisor has all else."""
+        self._socket.inherit(door)
+        self._began()
+        self.supervisor.open()
+
+    def abandon(self) -> None:
+        """Another hanger has everything: let go of ours, end nothing."""
+        self.handed_over = True
+        self._socket.close(unlink=False)
+        self.supervisor.abandon()
+        self.ended.set()
+
+    def _began(self) -> None:
+        self._is_hanger = True
+        launch = self.supervisor.launch
         log.info(
             Event.HANGER_STARTED,
             pid=os.getpid(),
@@ -108,10 +155,33 @@ class Service:
 
         Raises `PgkeeperError` like `claim`.
         """
-        if self._left_behind:
+        restored = False
+        if self._kept is not None:
+            restored = await self._restore(self._kept)
+        elif self._left_behind:
             await self._wait_for_return(self._settings.patience.left_behind)
-        await self._listen(self._wanted)
+        if not (restored and len(self.supervisor.listeners)):
+            await self._listen(self._wanted)
         self.supervisor.open()
+        if self.store is not None and self._kept is not None:
+            self.store.keep_only(self.supervisor.stored_names())
+        self._kept = None
+
+    async def _restore(self, kept: Kept) -> bool:
+        """Go on with what the manager kept; False if its pgbouncer returns and brings it all."""
+        patience = self._settings.patience
+        try:
+            if kept.owner_may_live and await self._wait_for_return(patience.left_behind):
+                return False  # it brings everything itself
+            await kept.end_owners(patience.death)
+            kept.restore(self.supervisor, self._loop.time())
+        except PgkeeperError as error:
+            log.error(HangerEvent.FD_STORE_UNUSABLE, reason=error.message, lost=len(kept.sockets))
+            # The manager's duplicates of these would be in our own way.
+            kept.listen(self.supervisor)
+        finally:
+            kept.close()
+        return True
 
     def _drained(self) -> None:
         """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.
@@ -172,6 +242,8 @@ class Service:
 
     async def close(self, *, leave_owner: bool = False) -> None:
         """End everything.  `leave_owner`: a pgbouncer that serves goes on without a hanger."""
+        if self.handed_over or not self._is_hanger:
+            return
         notify("STOPPING=1")
         log.info(Event.HANGER_STOPPING)
         if self._again is not None:
@@ -179,6 +251,9 @@ class Service:
         leave_owner = leave_owner and self.supervisor.census.owner is not None
         await self.supervisor.stop(leave_owner=leave_owner)
         self._socket.close(unlink=not leave_owner)
+        if self.store is not None:
+            self.store.flush(_LAST_WORDS)
+            self.store.close()
         log.info(Event.HANGER_STOPPED)
 
     def reload(self) -> None:
@@ -196,7 +271,7 @@ class Service:
 
     def status(self) -> Status:
         """Keeper: how things are now."""
-        supervisor = self.supervisor
+        supervisor = self._supervisor_here()
         return supervisor.accounts.status(
             self._loop.time(),
             supervisor.census,
@@ -213,28 +288,35 @@ class Service:
 
     def sessions(self) -> Iterable[Session]:
         """Keeper: all sessions, clients first."""
-        return list_sessions(self.supervisor.holdings, self.supervisor.census)
+        supervisor = self._supervisor_here()
+        return list_sessions(supervisor.holdings, supervisor.census)
 
     async def handoff(
         self, pgbouncer: Path | None, ini: Path | None, progress: Callable[[str, str], None]
     ) -> HandoffReport:
         """Keeper: replace pgbouncer.  Raises `PgkeeperError`: nothing or everything was done."""
+        supervisor = self._supervisor_here()
         launch = None
         new_ini = self._ini
         if self._settings.supervise:
-            old = self.supervisor.launch
+            old = supervisor.launch
             launch = Launch(pgbouncer or old.binary, ini or old.ini, old.socket)
             new_ini = BouncerIni.load(launch.ini)
             self._check_user(new_ini)
         elif pgbouncer is not None or ini is not None:
             raise NotSupervisingError
-        report = await Handoff(self.supervisor, launch, progress).run()
+        report = await Handoff(supervisor, launch, progress).run()
         self._ini = new_ini
-        self.supervisor.room.max_client_conn = new_ini.max_client_conn
+        supervisor.room.max_client_conn = new_ini.max_client_conn
         return report
 
     async def release(self) -> ReleaseReport:
         """Keeper: end all sessions; the service ends soon after."""
-        clients, servers = await self.supervisor.release()
+        clients, servers = await self._supervisor_here().release()
         self._loop.call_soon(self.ended.set)
         return ReleaseReport(clients, servers)
+
+    def _supervisor_here(self) -> Supervisor:
+        if self.handed_over:
+            raise ReplacedError
+        return self.supervisor

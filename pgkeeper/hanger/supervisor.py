@@ -94,6 +94,11 @@ class Supervisor:
             self._start_hold()
         self.arrange()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way that this process alone could bring to an end."""
+        return self._open and not (self._stopping or self.changing or self._ending is not None)
+
     def arrange(self) -> None:
         """Do what is missing; does nothing where all is as it should be."""
         if not self._open or self._stopping or self.changing or self._ending is not None:
@@ -146,6 +151,7 @@ class Supervisor:
         if link is None:
             return  # it is about to die, and its death arranges the rest
         process.reserved = False
+        self.holdings.guard(self.holdings.incarnation + 1, process.pidfd.fileno())
         process.incarnation = self.holdings.next_incarnation()
         process.feed(Event.ACTIVATE)
         process.set_deadline(self.settings.patience.ready, "it did not get ready")
@@ -171,6 +177,7 @@ class Supervisor:
             log.info(
                 HangerEvent.BOUNCER_RETURNING, pid=process.pid, incarnation=process.incarnation
             )
+            self.holdings.guard(process.incarnation, process.pidfd.fileno())
             process.set_deadline(self.settings.patience.ready, "it did not register its sockets")
             self.returned.set()
         else:
@@ -418,11 +425,7 @@ class Supervisor:
 
         Otherwise nothing is left behind: no process, no file, no session.
         """
-        self._stopping = True
-        self.listeners.pause(Pause.STOPPING)
-        self._stop_hold()
-        self.crashes.cancel()
-        self._standby_crashes.cancel()
+        self._stop_acting()
         if self._ending is not None:
             await asyncio.wait([self._ending])
         leave_owner = leave_owner and self.census.owner is not None
@@ -434,8 +437,31 @@ class Supervisor:
                 await process.reach(ProcessState.DEAD, within=self.settings.patience.death)
             elif process.owner or process.child is None:
                 self._forget(process)
+        self._let_go(unlink=not leave_owner)
+
+    def stored_names(self) -> set[str]:
+        """All that is to be in the service manager's store."""
+        return self.listeners.names | self.holdings.names
+
+    def abandon(self) -> None:
+        """Another hanger has everything: let go of ours, end nothing."""
+        self._stop_acting()
+        for process in self.census:
+            self._forget(process)
+        self.listeners.store = None
+        self.holdings.leave()
+        self._let_go(unlink=False)
+
+    def _stop_acting(self) -> None:
+        self._stopping = True
+        self.listeners.pause(Pause.STOPPING)
+        self._stop_hold()
+        self.crashes.cancel()
+        self._standby_crashes.cancel()
+
+    def _let_go(self, *, unlink: bool) -> None:
         self.reception.close()
-        self.listeners.close(unlink=not leave_owner)
+        self.listeners.close(unlink=unlink)
         self.holdings.close()
 
     def hurry(self) -> None:

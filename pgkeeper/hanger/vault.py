@@ -11,10 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pgkeeper.hanger.fdstore import socket_name
 from protocol.control import BATCH, HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pgkeeper.hanger.fdstore import FdStore
 
 __all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "is_server", "reason_name"]
 
@@ -56,6 +59,8 @@ class Vault:
     """
 
     def __init__(self) -> None:
+        self.store: FdStore | None = None
+        """Keeps duplicates of all that is held, if there is one."""
         self._held: dict[int, Held] = {}
         self._unheld: dict[int, str] = {}
         self._servers = 0
@@ -71,6 +76,11 @@ class Vault:
         """How many server sockets are held."""
         return self._servers
 
+    @property
+    def next_client(self) -> int:
+        """The token of the next client."""
+        return self._next_client
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -78,7 +88,7 @@ class Vault:
         """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""
         held = Held(self._next_client, fd, unix)
         self._next_client += 1
-        self._held[held.token] = held
+        self._hold(held)
         return held
 
     def add(self, token: int, fd: int, *, unix: bool) -> None:
@@ -89,7 +99,7 @@ class Vault:
         if token in self._held:
             os.close(fd)
             raise TokenTakenError(token)
-        self._held[token] = Held(token, fd, unix)
+        self._hold(Held(token, fd, unix))
         if is_server(token):
             self._servers += 1
         else:
@@ -141,6 +151,10 @@ class Vault:
         """The sockets served unheld: reason by token."""
         return dict(self._unheld)
 
+    def inherit_unheld(self, reasons: Mapping[int, str]) -> None:
+        """The sockets that are served unheld, as `unheld_tokens` of another vault gave them."""
+        self._unheld.update(reasons)
+
     def forget_unheld(self) -> int:
         """The pgbouncer that served them is dead, and so are they; returns how many."""
         count = len(self._unheld)
@@ -150,6 +164,7 @@ class Vault:
     def close_all(self) -> None:
         """Close every duplicate; tokens are never used again."""
         for held in self._held.values():
+            self._forget(held)
             os.close(held.fd)
         self._held.clear()
         self._servers = 0
@@ -161,5 +176,15 @@ class Vault:
             return False
         if is_server(token):
             self._servers -= 1
+        self._forget(held)
         os.close(held.fd)
         return True
+
+    def _hold(self, held: Held) -> None:
+        self._held[held.token] = held
+        if self.store is not None:
+            self.store.put(socket_name(held.token, unix=held.unix), held.fd)
+
+    def _forget(self, held: Held) -> None:
+        if self.store is not None:
+            self.store.drop(socket_name(held.token, unix=held.unix))

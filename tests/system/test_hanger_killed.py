@@ -12,17 +12,15 @@ import psycopg
 import pytest
 
 from pgkeeper.control.client import NoHangerError
-from testbed import RawClient, snapshot, wait_until
+from testbed import RawClient, wait_until
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.process import send
+from tests.system.orphans import assert_intact, make_orphans_table, open_three
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from testbed import Keeper, Postgres, RunDir
     from testbed.load import Progress
-    from testbed.postgres import Connection
     from tests.fix_keeper import MakeKeeper
 
 
@@ -33,8 +31,7 @@ def keeper(make_keeper: MakeKeeper) -> Keeper:
 
 def test_sessions_before_between_and_after(keeper: Keeper, postgres: Postgres) -> None:
     """Three generations of sessions over the deaths of two hangers and a pgbouncer."""
-    postgres.sql("DROP TABLE IF EXISTS orphans")
-    postgres.sql("CREATE TABLE orphans (who text)")
+    make_orphans_table(postgres)
     pid = keeper.bouncer_pid
     with contextlib.ExitStack() as stack:
         sessions = open_three(stack, keeper, "before")
@@ -140,47 +137,3 @@ def test_clients_over_a_unix_socket(make_keeper: MakeKeeper, run_dir: RunDir) ->
         keeper.kill_bouncer()
         for connection in (first, second, third):
             assert connection.execute("SELECT 1").fetchall() == [(1,)]
-
-
-class Orphan:
-    """A session and what it must keep."""
-
-    def __init__(self, connection: Connection, *, pinned: bool, in_transaction: bool) -> None:
-        self.connection = connection
-        self.pinned = pinned
-        self.in_transaction = in_transaction
-        self.before = snapshot(connection, pinned=pinned)
-
-    def assert_intact(self) -> None:
-        """It is the same connection, and the transaction is where it was."""
-        assert snapshot(self.connection, pinned=self.pinned) == self.before
-        inside = self.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS
-        assert inside is self.in_transaction
-
-    def finish(self) -> None:
-        """Commit what is to be committed."""
-        if self.in_transaction:
-            self.connection.execute("COMMIT")
-
-
-def open_three(stack: contextlib.ExitStack, keeper: Keeper, who: str) -> list[Orphan]:
-    """A session at rest, one in a transaction and one that keeps its server."""
-    rest, busy, pinned = (
-        stack.enter_context(
-            contextlib.closing(keeper.connect(dbname=mode, application_name=f"{who} {mode}"))
-        )
-        for mode in ("transaction", "transaction", "session")
-    )
-    busy.execute("BEGIN")
-    busy.execute("INSERT INTO orphans VALUES (%s)", (who,))
-    return [
-        Orphan(rest, pinned=False, in_transaction=False),
-        Orphan(busy, pinned=False, in_transaction=True),
-        Orphan(pinned, pinned=True, in_transaction=False),
-    ]
-
-
-def assert_intact(orphans: Sequence[Orphan]) -> None:
-    """All of them."""
-    for one in orphans:
-        one.assert_intact()

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from pgkeeper.cli import main
 from pgkeeper.config import ConfigError
 from pgkeeper.options import RunOptions
+from pgkeeper.takeover.messages import Offer
 
 
 class FakeDaemon(ModuleType):
@@ -24,7 +25,7 @@ class FakeDaemon(ModuleType):
         self.exit_code = 0
         self.error: BaseException | None = None
 
-    def run_daemon(self, options: RunOptions) -> int:
+    def run_daemon(self, options: RunOptions, heir: object = None) -> int:
         self.options = options
         if self.error is not None:
             raise self.error
@@ -175,3 +176,37 @@ def test_bad_options_are_wrong_usage(daemon: FakeDaemon, arguments: str) -> None
     assert exit_code == 64
     assert "Error: " in stderr.splitlines()[-1]
     assert daemon.options is None
+
+
+class FakeHeir:
+    """The hanger that runs has other settings than the defaults."""
+
+    offer = Offer("0", 1, "/old/pgbouncer", "/old/x.ini", True, True, 5.0, [0, 70])
+
+    @classmethod
+    def ask(cls, keeper_socket: Path) -> FakeHeir:
+        assert keeper_socket == Path("/x/k")
+        return cls()
+
+
+def test_a_takeover_has_the_old_settings_but_for_what_is_said(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgkeeper.takeover.heir.Heir", FakeHeir)
+    arguments = ("--takeover", "--socket", "/x/k", "--ini", "pgbouncer.ini")
+    assert run(*arguments, "--no-supervise", "--hold-timeout", "60") == (0, "")
+    assert daemon.options == RunOptions(
+        ini=Path.cwd() / "pgbouncer.ini",
+        pgbouncer=Path("/old/pgbouncer"),
+        socket=Path("/x/k"),
+        standby=True,
+        supervise=False,
+        allow_users=("0", "70"),
+        hold_timeout=60.0,
+    )
+
+
+def test_a_takeover_needs_to_know_of_whom(daemon: FakeDaemon) -> None:
+    status, text = run("--takeover")
+    assert status == 64
+    assert "--takeover needs --socket, or an --ini with keeper_socket" in text
