@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from pgkeeper.errors import PgkeeperError
-from pgkeeper.hanger.formats import OURS, Formats
 from pgkeeper.hanger.fdstore import LEDGER, owner_name, socket_name
+from pgkeeper.hanger.formats import OURS, Formats
 from pgkeeper.hanger.vault import Vault
 from pgkeeper.ledger.segment import Segment
 from protocol.ledger import Geometry, LedgerDamaged
@@ -125,9 +125,12 @@ class Holdings:
         with contextlib.suppress(LedgerDamaged):
             self.vault.reserve_tokens(segment.view().act().watermark)
 
-    def inherit(self, segment: Segment | None, generation: int, incarnation: int) -> None:
-        """Go on with the ledger and the numbers of another hanger."""
+    def inherit(
+        self, segment: Segment | None, generation: int, incarnation: int, written: int
+    ) -> None:
+        """Go on with the ledger, in its format, and the numbers of another hanger."""
         self.segment = segment
+        self.format = written
         self._store_ledger()
         self.generation = generation
         self.incarnation = incarnation

@@ -18,6 +18,7 @@ from pgkeeper.control.report import Counts
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.fdstore import LEDGER, is_listener, owner_incarnation, parse_socket
+from pgkeeper.hanger.formats import OURS
 from pgkeeper.ledger.segment import Segment
 from pgkeeper.log import get_logger
 from protocol.ledger import LedgerDamaged
@@ -123,10 +124,14 @@ class Kept:
             raise StoreUnusableError(
                 f"whether incarnation {header.incarnation} is dead cannot be known"
             )
+        written = _format(segment)
+        if written not in OURS:
+            segment.close()
+            raise StoreUnusableError(f"the ledger is written in format {written}, we know {OURS}")
         os.close(self.ledger)
         self.ledger = None
         holdings, vault = supervisor.holdings, supervisor.holdings.vault
-        holdings.inherit(segment, header.generation, header.incarnation)
+        holdings.inherit(segment, header.generation, header.incarnation, written)
         if last:
             holdings.guard(last, self.owners[last].fileno())
         with contextlib.suppress(LedgerDamaged):
@@ -144,3 +149,11 @@ class Kept:
             servers=vault.servers,
         )
         self.close()
+
+
+def _format(segment: Segment) -> int:
+    """In which format the ledger is written; ours where it does not say any more."""
+    try:
+        return segment.view().act().format or OURS.newest
+    except LedgerDamaged:
+        return OURS.newest

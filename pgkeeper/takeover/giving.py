@@ -225,6 +225,7 @@ def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]
     inventory = Inventory(
         generation=holdings.generation,
         incarnation=holdings.incarnation,
+        format=holdings.format,
         next_client=vault.next_client,
         draining=supervisor.listeners.given_up,
         ledger=segment is not None,
@@ -256,6 +257,7 @@ def _send_sockets(channel: Channel, vault: Vault) -> None:
 
 def _state(process: Process) -> ProcessState:
     ready, deadline, launch = process.ready, process.deadline, process.launch
+    known = process.formats
     numbers = (
         []
         if ready is None
@@ -274,6 +276,7 @@ def _state(process: Process) -> ProcessState:
         age=process.lifetime,
         binary=None if launch is None else os.fspath(launch.binary),
         ini=None if launch is None else os.fspath(launch.ini),
+        formats=[] if known is None else [known.oldest, known.newest, known.signature],
         ready=numbers,
         deadline=None if deadline is None else deadline[0],
         why="" if deadline is None else deadline[1],

@@ -110,6 +110,7 @@ class Inventory:
 
     generation: int
     incarnation: int
+    format: int
     next_client: int
     draining: bool
     ledger: bool
@@ -147,6 +148,7 @@ class Unheld:
 class ProcessState:
     """A pgbouncer.  Descriptors: its pidfd and, if it is `linked`, its connection.
 
+    `formats`: oldest, newest and signature of the ledger formats that it knows, if it said so.
     `deadline` is the time that it has left, in seconds, and `why` what it is killed for then.
     """
 
@@ -162,6 +164,7 @@ class ProcessState:
     age: float
     binary: str | None = None
     ini: str | None = None
+    formats: list[int] = field(default_factory=list)
     ready: list[int] = field(default_factory=list)
     deadline: float | None = None
     why: str = ""

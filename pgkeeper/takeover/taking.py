@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgkeeper.bouncer.pidfd import Pidfd
 from pgkeeper.bouncer.spawn import Foster, Launch
@@ -13,6 +13,7 @@ from pgkeeper.control.access import peer_of
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.fdstore import LEDGER, listener_name, owner_name, socket_name
+from pgkeeper.hanger.formats import OURS, Formats
 from pgkeeper.hanger.process import Process
 from pgkeeper.ledger.segment import Segment
 from pgkeeper.log import get_logger
@@ -32,6 +33,9 @@ __all__ = ["take_over"]
 
 log = get_logger()
 
+#: Numbers that make one `Formats`.
+_FORMATS: Final = 3
+
 
 async def take_over(heir: Heir, service: Service, admin: AdminServer, giver: Giver) -> None:
     """Become the hanger in the place of the one that `heir` speaks with.
@@ -43,6 +47,7 @@ async def take_over(heir: Heir, service: Service, admin: AdminServer, giver: Giv
     estate = heir.collect()
     try:
         segment = _segment(estate)
+        _check_format(estate)
         states = [ProcessState(sent.state) for sent, _ in estate.processes]
         heir.confirm()
     except PgkeeperError as error:
@@ -78,6 +83,13 @@ def _segment(estate: Estate) -> Segment | None:
     return None if fd is None else Segment.from_fd(fd)
 
 
+def _check_format(estate: Estate) -> None:
+    """Raises `TakeoverFailedError` if what pgbouncer writes could not be read here."""
+    number = estate.inventory.format
+    if number not in OURS:
+        raise TakeoverFailedError(f"the ledger is written in format {number}, we know {OURS}")
+
+
 def _stored(estate: Estate) -> set[str]:
     """What the service manager has of it: the old hanger's store is ours, as it stands."""
     names = {listener_name(number) for number in range(len(estate.listeners))}
@@ -88,7 +100,7 @@ def _stored(estate: Estate) -> set[str]:
 def _holdings(supervisor: Supervisor, estate: Estate, segment: Segment | None) -> None:
     inventory = estate.inventory
     holdings = supervisor.holdings
-    holdings.inherit(segment, inventory.generation, inventory.incarnation)
+    holdings.inherit(segment, inventory.generation, inventory.incarnation, inventory.format)
     for token, fd, unix in estate.sockets:
         holdings.vault.add(token, fd, unix=unix)
     holdings.vault.reserve_tokens(inventory.next_client - 1)
@@ -112,6 +124,8 @@ def _process(
     process = Process(loop, sent.pid, pidfd, supervisor.died, launch=launch, child=child)
     process.resume(state, owner=sent.owner, age=sent.age)
     process.incarnation = sent.incarnation
+    if len(sent.formats) == _FORMATS:
+        process.formats = Formats(*sent.formats)
     process.dismissed, process.faulty = sent.dismissed, sent.faulty
     process.said_farewell = sent.said_farewell
     if sent.ready:

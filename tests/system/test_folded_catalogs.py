@@ -1,4 +1,4 @@
-"""Catalogs that a successor leaves in the ledger: looked up there, and unfolded when they change."""
+"""Catalogs that a successor leaves in the ledger: looked up there, unfolded when they change."""
 
 from __future__ import annotations
 
@@ -63,8 +63,7 @@ def end_of(client: RawClient, data: bytes) -> str:
     """Send what must end the session; the message."""
     client.send(data)
     with pytest.raises(ServerError) as error:
-        while True:
-            client.read()
+        list(iter(client.read, None))
     return error.value.fields["M"]
 
 

@@ -19,7 +19,7 @@ ALL: tuple[messages.Message, ...] = (
     messages.Offer("1.0", 7, "/x/pgbouncer", "/x/\udcffini", True, True, 60.0, [0, 70]),
     messages.Refusal("no"),
     messages.Go(),
-    messages.Inventory(1, 2, 3, False, True, 1, 2, 0, 1, 0, Counts(3, 0.25, 1, True, None)),
+    messages.Inventory(1, 2, 3, 4, False, True, 1, 2, 0, 1, 0, Counts(3, 0.25, 1, True, None)),
     messages.Listening(2),
     messages.Sockets([1, SERVER | 2], [False, True]),
     messages.Unheld({str(SERVER | 9): "tls"}),
