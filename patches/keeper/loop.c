@@ -71,10 +71,13 @@ static void commit_soon(void)
 
 /*
  * The janitor comes a third of a second after a process's start at the earliest.
- * Timeouts are not to wait for a process that lives so long.
+ * Timeouts are not to wait for a process that lives so long.  But a server that
+ * rests is taken by who waits for it first, at the end of the first loop: the
+ * janitor would take it for idle.
  */
 
 event_callback_fn keeper_maintain;
+static bool maintain_due;
 
 static void maintain_cb(evutil_socket_t sock, short flags, void *arg)
 {
@@ -104,15 +107,21 @@ static void tune_cb(evutil_socket_t sock, short flags, void *arg)
 		log_warning("keeper: event_add failed: %s", strerror(errno));
 }
 
-void keeper_maintain_soon(void)
+static void schedule_maintenance(void)
 {
 	static struct timeval soon = { 0, MAINTAIN_AFTER };
 	static struct event maintain_event;
 
+	maintain_due = false;
 	evtimer_assign(&maintain_event, pgb_event_base, maintain_cb, NULL);
 	evtimer_assign(&tune_event, pgb_event_base, tune_cb, NULL);
 	if (evtimer_add(&maintain_event, &soon) < 0 || evtimer_add(&tune_event, &soon) < 0)
 		log_warning("keeper: event_add failed: %s", strerror(errno));
+}
+
+void keeper_maintain_soon(void)
+{
+	maintain_due = true;
 }
 
 /* flush what waits; collect what can be closed */
@@ -287,6 +296,8 @@ void keeper_loop_end(void)
 		return;
 	forward_to_peers();
 	finish_pending();
+	if (maintain_due)
+		schedule_maintenance();
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;
 		keeper_mark_pools();
