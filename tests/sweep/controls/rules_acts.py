@@ -262,7 +262,7 @@ RULES = (
                 "keeper_attach_server(server);\n\t\tif (false) {",
             ),
         ),
-        Hunt(workload("fakes"), partial(every, 2, 60)),
+        Hunt(workload("fakes"), partial(every, 1)),
         "a client that ran nested on the server is sent the login's packet by the successor",
     ),
     Broken(
