@@ -40,6 +40,8 @@ def command(pgbouncer: Path | None, ini: Path | None, socket: Path | None, as_js
     for the moment of the change; if the new one fails, the old one goes on.
     Without --socket, keeper_socket is read from --ini or PGKEEPER_INI.
 
+    Where pgbouncer crashes again and again, the new one adopts what is held.
+
     \b
     Exit status:
       0  the new pgbouncer serves

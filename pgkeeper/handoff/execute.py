@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pgkeeper.hanger.process import Process
     from pgkeeper.hanger.supervisor import Supervisor
 
-__all__ = ["Handoff", "HandoffFailedError", "NotActiveError"]
+__all__ = ["Handoff", "HandoffFailedError", "LeavingError"]
 
 log = get_logger()
 
@@ -57,7 +57,7 @@ _ENDS: Final[dict[Verdict, str]] = {
 }
 
 
-class NotActiveError(PgkeeperError):
+class LeavingError(PgkeeperError):
     """pgbouncer is ending on purpose, so there is nothing to hand over."""
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class Handoff:
         }
 
     async def run(self) -> HandoffReport:
-        """Carry it out.  Raises `NotActiveError`, `HandoffFailedError`.
+        """Carry it out.  Raises `LeavingError`, `HandoffFailedError`.
 
         However it ends, by cancellation too, supervision goes on from what is then the case.
         """
@@ -144,7 +144,7 @@ class Handoff:
             self._supervisor.changing = True  # nobody else may be activated from now on
             return Picture(Old.DEAD)
         if owner.state in _GOING:
-            raise NotActiveError
+            raise LeavingError
         return Picture()
 
     async def _follow(self, steps: Generator[Step, bool, Verdict]) -> Verdict:

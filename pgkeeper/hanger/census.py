@@ -40,28 +40,25 @@ class Census:
 
     @property
     def successor(self) -> Process | None:
-        """The one to be activated next."""
-        return next(
-            (
-                process
-                for process in self._processes
-                if process.state is ProcessState.STANDBY and not process.reserved
-            ),
-            None,
-        )
+        """The one to be activated next, if it can read the ledger."""
+        return next(self._standing_by(), None)
 
     def successor_for(self, number: int) -> Process | None:
         """The one to be activated next where the ledger is written in that format."""
         return next(
             (
-                process
-                for process in self._processes
-                if process.state is ProcessState.STANDBY
-                and not process.reserved
-                and process.formats is not None
-                and number in process.formats
+                one
+                for one in self._standing_by()
+                if one.formats is not None and number in one.formats
             ),
             None,
+        )
+
+    def _standing_by(self) -> Iterator[Process]:
+        return (
+            process
+            for process in self._processes
+            if process.state is ProcessState.STANDBY and not process.reserved
         )
 
     @property

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from testbed import snapshot
+from testbed.ledgers import check_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from testbed import Keeper, Postgres
     from testbed.postgres import Connection
 
-__all__ = ["Orphan", "assert_intact", "make_orphans_table", "open_three"]
+__all__ = ["Orphan", "assert_intact", "make_orphans_table", "open_three", "three_held"]
 
 
 def make_orphans_table(postgres: Postgres) -> None:
@@ -66,3 +67,23 @@ def assert_intact(orphans: Sequence[Orphan]) -> None:
     """All of them."""
     for one in orphans:
         one.assert_intact()
+
+
+@contextlib.contextmanager
+def three_held(keeper: Keeper, postgres: Postgres) -> Iterator[list[Orphan]]:
+    """Three sessions; at the end each must be what it was, after a kill too.
+
+    Then the transaction is committed, and counts once.
+    """
+    make_orphans_table(postgres)
+    with contextlib.ExitStack() as stack:
+        opened = open_three(stack, keeper, "here")
+        yield opened
+        assert_intact(opened)
+        keeper.kill_bouncer()
+        assert_intact(opened)
+        for one in opened:
+            one.finish()
+        assert keeper.status().adoptions.sessions_lost == 0
+        check_ledger(keeper)
+    assert postgres.sql("SELECT who FROM orphans") == [("here",)]

@@ -21,7 +21,7 @@ from testbed import wait_until
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.process import send, state
-from tests.system.orphans import assert_intact, make_orphans_table, open_three
+from tests.system.orphans import assert_intact, three_held
 from tests.system.wrapping import Wrapped, expect_fatal
 
 if TYPE_CHECKING:
@@ -42,17 +42,9 @@ def keeper(make_keeper: MakeKeeper) -> Keeper:
 
 @pytest.fixture
 def sessions(keeper: Keeper, postgres: Postgres) -> Iterator[list[Orphan]]:
-    """At the end each must be what it was, and its transaction counts once."""
-    make_orphans_table(postgres)
-    with contextlib.ExitStack() as stack:
-        opened = open_three(stack, keeper, "here")
+    """See `three_held`."""
+    with three_held(keeper, postgres) as opened:
         yield opened
-        assert_intact(opened)
-        for one in opened:
-            one.finish()
-        assert keeper.status().adoptions.sessions_lost == 0
-        check_ledger(keeper)
-    assert postgres.sql("SELECT who FROM orphans") == [("here",)]
 
 
 def test_a_standby_is_killed_and_then_the_active_one(
@@ -139,7 +131,6 @@ def test_the_successor_of_a_handoff_is_killed(
     pids = run_dir.folder(f"{keeper.name}-pids") / "pid"
     wrapped = Wrapped(run_dir, patched_binary, f"{keeper.name}-new")
     wrapped.misbehave(f"echo $$ > {pids}")
-    make_orphans_table(postgres)
     killed: list[int] = []
 
     def kill(progress: HandoffProgress) -> None:
@@ -148,20 +139,11 @@ def test_the_successor_of_a_handoff_is_killed(
             killed.append(int(pids.read_text()))
             send(killed[0], signal.SIGKILL)
 
-    with contextlib.ExitStack() as stack:
-        opened = open_three(stack, keeper, "here")
+    with three_held(keeper, postgres):
         with contextlib.suppress(RequestFailedError):
             keeper.client.handoff(wrapped.path, None, kill)
         assert killed, "the handoff never came to that step"
         keeper.wait_active(other_than=killed[0])
-        assert_intact(opened)
-        keeper.kill_bouncer()
-        assert_intact(opened)
-        for one in opened:
-            one.finish()
-        assert keeper.status().adoptions.sessions_lost == 0
-        check_ledger(keeper)
-    assert postgres.sql("SELECT who FROM orphans") == [("here",)]
 
 
 def test_the_hanger_is_killed_while_a_handoff_waits_for_the_frost(

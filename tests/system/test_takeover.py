@@ -22,7 +22,7 @@ from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.pgbench import Pgbench, balances
 from testbed.process import alive, descriptors, send
-from tests.system.orphans import assert_intact, make_orphans_table, open_three
+from tests.system.orphans import assert_intact, three_held
 from tests.system.wrapping import Wrapped
 
 if TYPE_CHECKING:
@@ -42,19 +42,9 @@ def keeper(make_keeper: MakeKeeper) -> Keeper:
 
 @pytest.fixture
 def sessions(keeper: Keeper, postgres: Postgres) -> Iterator[list[Orphan]]:
-    """At the end each must be what it was, after a kill too, and its transaction counts once."""
-    make_orphans_table(postgres)
-    with contextlib.ExitStack() as stack:
-        opened = open_three(stack, keeper, "here")
+    """See `three_held`."""
+    with three_held(keeper, postgres) as opened:
         yield opened
-        assert_intact(opened)
-        keeper.kill_bouncer()
-        assert_intact(opened)
-        for one in opened:
-            one.finish()
-        assert keeper.status().adoptions.sessions_lost == 0
-        check_ledger(keeper)
-    assert postgres.sql("SELECT who FROM orphans") == [("here",)]
 
 
 def test_pgbouncer_notices_nothing(keeper: Keeper, sessions: list[Orphan]) -> None:
