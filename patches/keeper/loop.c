@@ -77,11 +77,23 @@ static void commit_soon(void)
  */
 
 event_callback_fn keeper_maintain;
-static bool maintain_due;
+static struct event maintain_event;
+static bool first_loop;
+
+static void call_in(suseconds_t usec, struct event *event)
+{
+	struct timeval time = { 0, usec };
+
+	if (evtimer_add(event, &time) < 0)
+		log_warning("keeper: event_add failed: %s", strerror(errno));
+}
 
 static void maintain_cb(evutil_socket_t sock, short flags, void *arg)
 {
-	keeper_maintain(sock, flags, arg);
+	if (first_loop)
+		call_in(0, &maintain_event);
+	else
+		keeper_maintain(sock, flags, arg);
 }
 
 /*
@@ -90,7 +102,6 @@ static void maintain_cb(evutil_socket_t sock, short flags, void *arg)
  */
 static void tune_cb(evutil_socket_t sock, short flags, void *arg)
 {
-	static struct timeval soon = { 0, TUNE_AFTER };
 	static uint32_t slot = 1;
 	unsigned n;
 
@@ -103,25 +114,17 @@ static void tune_cb(evutil_socket_t sock, short flags, void *arg)
 		if (!tune_socket(l->fd, l->is_unix))
 			log_warning("keeper: tune_socket failed for an adopted socket");
 	}
-	if (slot <= keeper_store.header->slots && evtimer_add(&tune_event, &soon) < 0)
-		log_warning("keeper: event_add failed: %s", strerror(errno));
-}
-
-static void schedule_maintenance(void)
-{
-	static struct timeval soon = { 0, MAINTAIN_AFTER };
-	static struct event maintain_event;
-
-	maintain_due = false;
-	evtimer_assign(&maintain_event, pgb_event_base, maintain_cb, NULL);
-	evtimer_assign(&tune_event, pgb_event_base, tune_cb, NULL);
-	if (evtimer_add(&maintain_event, &soon) < 0 || evtimer_add(&tune_event, &soon) < 0)
-		log_warning("keeper: event_add failed: %s", strerror(errno));
+	if (slot <= keeper_store.header->slots)
+		call_in(TUNE_AFTER, &tune_event);
 }
 
 void keeper_maintain_soon(void)
 {
-	maintain_due = true;
+	first_loop = true;
+	evtimer_assign(&maintain_event, pgb_event_base, maintain_cb, NULL);
+	evtimer_assign(&tune_event, pgb_event_base, tune_cb, NULL);
+	call_in(MAINTAIN_AFTER, &maintain_event);
+	call_in(MAINTAIN_AFTER, &tune_event);
 }
 
 /* flush what waits; collect what can be closed */
@@ -296,8 +299,7 @@ void keeper_loop_end(void)
 		return;
 	forward_to_peers();
 	finish_pending();
-	if (maintain_due)
-		schedule_maintenance();
+	first_loop = false;
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;
 		keeper_mark_pools();
