@@ -56,7 +56,10 @@ def _binary(options: RunOptions) -> Path:
 async def _run(options: RunOptions, ini: BouncerIni, launch: Launch) -> int:
     loop = asyncio.get_running_loop()
     settings = Settings(
-        supervise=options.supervise, standby=options.standby, hold_timeout=options.hold_timeout
+        supervise=options.supervise,
+        standby=options.standby,
+        hold_timeout=options.hold_timeout,
+        hang_timeout=options.hang_timeout,
     )
     service = Service(loop, settings, ini, launch, options.allow_uids)
     admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)

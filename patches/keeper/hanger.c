@@ -25,6 +25,8 @@
 #define START_PATIENCE		60
 #define RECONNECT_INTERVAL	200000	/* microseconds */
 #define MAX_LISTENERS		KEEPER_BATCH
+/* one that stands still on demand shows so often that it lives, milliseconds */
+#define FROZEN_BEAT		200
 
 extern uint8_t mock_auth_nonce[32];
 extern bool mock_auth_nonce_initialized;
@@ -291,7 +293,8 @@ static void freeze(void)
 	while (frozen && keeper_control_fd >= 0) {
 		struct pollfd p = { keeper_control_fd, POLLIN, 0 };
 
-		if (poll(&p, 1, -1) > 0)
+		keeper_beat();
+		if (poll(&p, 1, FROZEN_BEAT) > 0)
 			read_message();
 	}
 	frozen = false;

@@ -124,6 +124,8 @@ void keeper_pend(uint32_t slot);
 void keeper_settle(void);
 /* something has happened that could not be done again */
 void keeper_commit_at_loop_end(void);
+/* the hanger's watchdog sees that we live */
+void keeper_beat(void);
 /* have the janitor come sooner than he would */
 void keeper_maintain_soon(void);
 

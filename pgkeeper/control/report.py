@@ -9,6 +9,7 @@ from pgkeeper.states import ServiceState
 __all__ = [
     "AdoptionStatus",
     "BouncerStatus",
+    "CrashStatus",
     "HandoffReport",
     "HangerStatus",
     "ReleaseReport",
@@ -65,6 +66,16 @@ class AdoptionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CrashStatus:
+    """What was done about a pgbouncer that misbehaved, since the hanger started.
+
+    - `hangs`: how often one was killed because its heartbeat stood still.
+    """
+
+    hangs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """`pgkeeper status`."""
 
@@ -72,6 +83,7 @@ class Status:
     pgbouncer: BouncerStatus
     sessions: SessionStatus
     adoptions: AdoptionStatus
+    crashes: CrashStatus = field(default_factory=CrashStatus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pgkeeper.control.report import (
     AdoptionStatus,
     BouncerStatus,
+    CrashStatus,
     HandoffReport,
     HangerStatus,
     Session,
@@ -44,10 +45,15 @@ class Accounts:
         self._count = 0
         self._last_pause: float | None = None
         self._sessions_lost = 0
+        self._hangs = 0
 
     def vacant(self, now: float) -> None:
         """The one that served is dead."""
         self._vacant_since = now
+
+    def hung(self) -> None:
+        """The one that serves was found hanging."""
+        self._hangs += 1
 
     def vacancy(self, now: float) -> float:
         """For how long nobody has served; 0 before anybody did."""
@@ -89,6 +95,7 @@ class Accounts:
                 self.last_pause_ms if self._count else None,
                 self._sessions_lost,
             ),
+            CrashStatus(self._hangs),
         )
 
 

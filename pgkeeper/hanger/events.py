@@ -27,6 +27,8 @@ class HangerEvent(StrEnum):
     BOUNCER_RETURNING = "bouncer-returning"
     BOUNCER_ADOPTING = "bouncer-adopting"
     BOUNCER_ACTIVE = "bouncer-active"
+    BOUNCER_HANGS = "bouncer-hangs"
+    BOUNCER_STANDS_STILL = "bouncer-stands-still"
     BOUNCER_KILLED = "bouncer-killed"
     BOUNCER_UNREACHABLE = "bouncer-unreachable"
     BOUNCER_ENDED = "bouncer-ended"

@@ -19,6 +19,7 @@ from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
 from pgkeeper.hanger.listeners import Pause
 from pgkeeper.hanger.supervisor import Supervisor
+from pgkeeper.hanger.watchdog import Watchdog
 from pgkeeper.log import Event, get_logger
 from pgkeeper.options import uid_of
 from pgkeeper.states import ProcessState
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from pgkeeper.bouncer.inspection import Sighting
     from pgkeeper.control.report import HandoffReport, Session, Status
     from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.process import Process
     from pgkeeper.hanger.settings import Settings
 
 __all__ = ["NotSupervisingError", "Service"]
@@ -78,6 +81,13 @@ class Service:
         if os.geteuid() == 0 and self._bouncer_uid is not None:
             self.allowed_uids |= {self._bouncer_uid}
         self.supervisor = Supervisor(loop, settings, ini, launch, self.ended.set, self._drained)
+        self._watchdog = Watchdog(
+            loop,
+            settings.hang_timeout,
+            lambda: self.supervisor.census.owner,
+            self._heartbeat,
+            self._hangs,
+        )
         self._socket = KeeperSocket(
             loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
         )
@@ -110,8 +120,25 @@ class Service:
         """
         if self._left_behind:
             await self._wait_for_return(self._settings.patience.left_behind)
+        self._watchdog.start()
         await self._listen(self._wanted)
         self.supervisor.open()
+
+    def _heartbeat(self) -> int | None:
+        segment = self.supervisor.holdings.segment
+        return None if segment is None else segment.heartbeat
+
+    def _hangs(self, process: Process, sighting: Sighting | None) -> None:
+        """Its heartbeat has stood still: only its death lets another one go on."""
+        log.error(
+            HangerEvent.BOUNCER_HANGS,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            state=process.state.value,
+            kernel_state=None if sighting is None else sighting.state,
+        )
+        self.supervisor.accounts.hung()
+        process.kill(f"no heartbeat for {self._settings.hang_timeout:g} s")
 
     def _drained(self) -> None:
         """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.
@@ -174,6 +201,7 @@ class Service:
         """End everything.  `leave_owner`: a pgbouncer that serves goes on without a hanger."""
         notify("STOPPING=1")
         log.info(Event.HANGER_STOPPING)
+        self._watchdog.stop()
         if self._again is not None:
             self._again.cancel()
         leave_owner = leave_owner and self.supervisor.census.owner is not None

@@ -36,6 +36,7 @@ MAX_SIZE: Final = 4 << 30
 _NAME: Final = "pgkeeper-ledger"
 _MAGIC_WORD: Final = HEADER.field("magic").offset // 8
 _INCARNATION_WORD: Final = HEADER.field("incarnation").offset // 8
+_HEARTBEAT_WORD: Final = HEADER.field("heartbeat").offset // 8
 
 
 class SegmentError(PgkeeperError):
@@ -169,6 +170,11 @@ class Segment:
     def set_incarnation(self, incarnation: int) -> None:
         """Fence: from now on only this incarnation may commit.  One store of 8 bytes."""
         self._words[_INCARNATION_WORD] = incarnation
+
+    @property
+    def heartbeat(self) -> int:
+        """The word that pgbouncer moves on once an event loop.  One load of 8 bytes."""
+        return self._words[_HEARTBEAT_WORD]
 
     def view(self) -> LedgerView:
         """The ledger to be read; the same view each time, void once the segment is closed."""
