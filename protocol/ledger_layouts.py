@@ -21,6 +21,7 @@ UNIT: Final = 64
 """Bytes in which the heap is given out."""
 INLINE_REQUESTS: Final = 22
 READS: Final = 16
+HANDLED_TOKEN: Final = 1 << 62
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
@@ -250,7 +251,8 @@ HEADER: Final = Layout(
         server_token=U64,
         query_id=U64,
         socket_id=U64,
-        spare4=bytes_(32),
+        handled=U64,
+        spare4=bytes_(24),
         read=array(READS, READ),
     ),
 )

@@ -100,6 +100,9 @@ void keeper_local_setup(void);
 /* token for the next accept_client() */
 extern uint64_t keeper_accept_token;
 
+/* the word that tells the hanger whose bytes were at work, should we crash */
+extern uint64_t *keeper_handled;
+
 /*
  * acts.c
  */

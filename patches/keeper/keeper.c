@@ -12,6 +12,9 @@ static struct KeeperPlace nobody = { NULL, 0, true };
 struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
+/* until we serve, what we do is nobody's */
+static uint64_t handled_by_nobody_else;
+uint64_t *keeper_handled = &handled_by_nobody_else;
 
 void keeper_local_setup(void)
 {
@@ -224,10 +227,24 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
  * commit, and thereby unmark, what the outer callback is going to change.
  */
 
+#define MAX_NESTED	16
+
+static uint64_t handled_outside[MAX_NESTED];
+static unsigned n_nested;
+
+void keeper_handles_nobody(void)
+{
+	*keeper_handled = 0;
+}
+
 void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	if (n_nested < MAX_NESTED)
+		handled_outside[n_nested] = *keeper_handled;
+	n_nested++;
+	*keeper_handled = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
 	keeper_store_mark(&keeper_store, sk->keeper_slot);
 	keeper_mark(sk->link);
 	if (event == SBUF_EV_FLUSH && sk->keeper_slot)
@@ -238,6 +255,9 @@ void keeper_after_proto(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
+	if (--n_nested && n_nested < MAX_NESTED)
+		*keeper_handled = handled_outside[n_nested];
 	keeper_store_mark(&keeper_store, sk->keeper_slot);
 	keeper_mark(sk->link);
 }

@@ -49,6 +49,8 @@ void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt);
 /* around every protocol callback: what it may change is marked */
 void keeper_before_proto(SBuf *sbuf, int event);
 void keeper_after_proto(SBuf *sbuf);
+/* what comes now is no socket's event */
+void keeper_handles_nobody(void);
 
 /* defined in sbuf.c, for adoption: wait for data again; go on as if a system call had just returned */
 bool sbuf_adopt_wait(SBuf *sbuf) _MUSTCHECK;

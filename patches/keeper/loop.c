@@ -252,6 +252,7 @@ void keeper_loop_end(void)
 
 	if (!keeper_on)
 		return;
+	keeper_handles_nobody();
 	finish_pending();
 	if (get_cached_time() >= statistics_due) {
 		statistics_due = get_cached_time() + STATISTICS_PERIOD;

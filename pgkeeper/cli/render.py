@@ -52,6 +52,8 @@ def status_text(status: Status, warnings: Iterable[str]) -> str:
     ]
     if crashes.hangs:
         rows.append(("watchdog", f"{plural(crashes.hangs, 'hanging pgbouncer')} killed"))
+    if crashes.quarantined:
+        rows.append(("crashes", f"sessions ended: {counts(crashes.quarantined)}"))
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {text}" for label, text in rows]
     return "\n".join(lines + warnings_text(warnings))

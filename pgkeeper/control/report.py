@@ -70,9 +70,12 @@ class CrashStatus:
     """What was done about a pgbouncer that misbehaved, since the hanger started.
 
     - `hangs`: how often one was killed because its heartbeat stood still.
+    - `quarantined`: sessions that were ended because pgbouncer died of their bytes again and again,
+      by reason ("crash", "loop").
     """
 
     hangs: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pgkeeper.states import ProcessState, service_state
 from protocol.control import Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pgkeeper.hanger.census import Census
     from pgkeeper.hanger.holdings import Holdings
@@ -74,7 +74,13 @@ class Accounts:
         self._vacant_since = None
 
     def status(
-        self, now: float, census: Census, holdings: Holdings, *, crash_looping: bool
+        self,
+        now: float,
+        census: Census,
+        holdings: Holdings,
+        *,
+        crash_looping: bool,
+        quarantined: Mapping[str, int],
     ) -> Status:
         """How things are now."""
         owner = census.owner
@@ -95,7 +101,7 @@ class Accounts:
                 self.last_pause_ms if self._count else None,
                 self._sessions_lost,
             ),
-            CrashStatus(self._hangs),
+            CrashStatus(self._hangs, dict(quarantined)),
         )
 
 

@@ -40,6 +40,9 @@ class HangerEvent(StrEnum):
     LEDGER_TAKEN = "ledger-taken"
     SESSIONS_LOST = "sessions-lost"
     SESSION_UNHELD = "session-unheld"
+    SESSION_BLAMED = "session-blamed"
+    SESSION_QUARANTINED = "session-quarantined"
+    QUARANTINE_EXHAUSTED = "quarantine-exhausted"
     SESSIONS_ENDED = "sessions-ended"
     HOLD_TIMEOUT = "hold-timeout"
     # planned replacement

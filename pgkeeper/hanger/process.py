@@ -30,8 +30,8 @@ class Process:
 
     `on_death(process)` comes once, when the kernel says that it has ended.  `reserved` keeps it
     from being activated by anybody but the handoff that started it; `dismissed` says that we
-    wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it.  `end`
-    is how it ended, None while it lives.
+    wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it; `looped`
+    that it ran for ever then.  `end` is how it ended, None while it lives.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Process:
         self.dismissed = False
         self.said_farewell = False
         self.faulty = False
+        self.looped = False
         self.end: Exit | None = None
         self._began = loop.time()
         self._loop = loop

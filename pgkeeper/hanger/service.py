@@ -138,6 +138,7 @@ class Service:
             kernel_state=None if sighting is None else sighting.state,
         )
         self.supervisor.accounts.hung()
+        process.looped = sighting is not None and sighting.runnable
         process.kill(f"no heartbeat for {self._settings.hang_timeout:g} s")
 
     def _drained(self) -> None:
@@ -230,6 +231,7 @@ class Service:
             supervisor.census,
             supervisor.holdings,
             crash_looping=supervisor.crashes.looping,
+            quarantined=supervisor.quarantine.counts,
         )
 
     def warnings(self) -> Sequence[str]:

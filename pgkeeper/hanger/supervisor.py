@@ -18,6 +18,7 @@ from pgkeeper.hanger.holdings import Holdings
 from pgkeeper.hanger.limits import Room
 from pgkeeper.hanger.listeners import Listeners, Pause
 from pgkeeper.hanger.process import Process
+from pgkeeper.hanger.quarantine import Quarantine
 from pgkeeper.hanger.reception import Reception
 from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
@@ -65,6 +66,7 @@ class Supervisor:
         self.holdings = Holdings()
         self.accounts = Accounts(loop.time())
         self.room = Room(ini.max_client_conn)
+        self.quarantine = Quarantine(loop.time, self.holdings)
         self.listeners = Listeners(loop, self._client, self._has_room)
         self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
         self.crashes = Backoff(loop, self.arrange)
@@ -256,6 +258,8 @@ class Supervisor:
                 self._start_failed(process)
             else:
                 self._standby_crashes.died(process)
+        if owner and self.quarantine.judge(process):
+            self.crashes.forgive()
         if process.said_farewell and self.settings.supervise and not self._stopping:
             self._on_end()
             return

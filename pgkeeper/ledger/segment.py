@@ -37,6 +37,7 @@ _NAME: Final = "pgkeeper-ledger"
 _MAGIC_WORD: Final = HEADER.field("magic").offset // 8
 _INCARNATION_WORD: Final = HEADER.field("incarnation").offset // 8
 _HEARTBEAT_WORD: Final = HEADER.field("heartbeat").offset // 8
+_HANDLED_WORD: Final = HEADER.field("handled").offset // 8
 
 
 class SegmentError(PgkeeperError):
@@ -175,6 +176,11 @@ class Segment:
     def heartbeat(self) -> int:
         """The word that pgbouncer moves on once an event loop.  One load of 8 bytes."""
         return self._words[_HEARTBEAT_WORD]
+
+    @property
+    def handled(self) -> int:
+        """Whose event pgbouncer handles, or handled when it died: `KeeperHeader.handled`."""
+        return self._words[_HANDLED_WORD]
 
     def view(self) -> LedgerView:
         """The ledger to be read; the same view each time, void once the segment is closed."""

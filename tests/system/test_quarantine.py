@@ -1,0 +1,156 @@
+"""A session whose bytes kill pgbouncer again and again is ended; all others see a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgkeeper.states import ServiceState
+from testbed import RawClient, binaries, wait_until
+from testbed.errors import ConnectionLostError, ServerError
+from testbed.ledgers import check_ledger
+from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
+from testbed.rawclient import frontend, text
+from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, poisonable
+from tests.system.wrapping import Wrapped, kept
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from testbed import Keeper, Postgres, RunDir
+
+_numbers = itertools.count(1)
+
+IDLE = 200
+OPTIONS = ("--hang-timeout", "1")
+SETTINGS: dict[str, str | int | None] = {"max_prepared_statements": 50}
+
+
+@pytest.fixture(scope="module")
+def poisoned(run_dir: RunDir) -> Path:
+    return poisonable(run_dir)
+
+
+@pytest.fixture
+def keeper(run_dir: RunDir, postgres: Postgres, poisoned: Path) -> Iterator[Keeper]:
+    name = f"poisoned-{next(_numbers)}"
+    with kept(run_dir, postgres, poisoned, name, options=OPTIONS, settings=SETTINGS) as keeper:
+        yield keeper
+
+
+def attack(keeper: Keeper, statement: str, database: str = "transaction") -> ServerError:
+    """Log in, and send a statement that pgbouncer does not survive; what the session ends with."""
+    with RawClient(keeper.host, keeper.port) as client:
+        client.login(database=database)
+        assert client.query("SELECT 'sound'") == [("sound",)]
+        client.send(frontend("Q", text(statement)))
+        return end_of(client)
+
+
+def end_of(client: RawClient) -> ServerError:
+    """Read on to the error that ends a session."""
+    with pytest.raises(ServerError) as ended:
+        while True:
+            client.read()
+    with pytest.raises(ConnectionLostError):
+        client.read_any()
+    return ended.value
+
+
+@pytest.mark.timeout(120)
+def test_hundreds_of_sessions_idle_and_busy_outlive_three_that_crash(
+    keeper: Keeper, postgres: Postgres
+) -> None:
+    make_tables(postgres)
+    before = keeper.status()
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(RawClient(keeper.host, keeper.port)) for _ in range(IDLE)]
+        for number, client in enumerate(idle):
+            client.login(parameters={"application_name": f"idle-{number}"})
+        ports = [client.client_port for client in idle]
+
+        async def disturb(progress: Progress) -> None:
+            for _ in range(3):
+                await progress.wait(20)
+                error = await asyncio.to_thread(attack, keeper, f"SELECT '{CRASH}'")
+                assert error.fields["C"] == "XX000"
+            await progress.wait(50)
+
+        workers = asyncio.run(work(keeper, EVERY_KIND, disturb))
+        check_books(postgres, workers)
+        for number, client in enumerate(idle):
+            name = client.query("SHOW application_name")
+            assert name == [(f"idle-{number}",)]
+        assert [client.client_port for client in idle] == ports
+        after = keeper.status()
+        assert after.crashes.quarantined == {"crash": 3}
+        # Two deaths each: the second is its successor's, in the middle of the adoption.
+        assert after.pgbouncer.incarnation - before.pgbouncer.incarnation == 6
+        assert (after.adoptions.sessions_lost, after.sessions.unheld) == (0, {})
+        check_ledger(keeper)
+        print(f"the last pause: {after.adoptions.last_ms} ms")
+
+
+@pytest.mark.parametrize("database", ["session", "transaction"])
+def test_a_server_whose_answer_crashes_is_ended_with_its_client(
+    keeper: Keeper, postgres: Postgres, database: str
+) -> None:
+    with RawClient(keeper.host, keeper.port) as other:
+        other.login(database=database)
+        other.query("BEGIN")
+        (first, rest) = CRASH_IN_ANSWER.split("-")
+        error = attack(keeper, f"SELECT '{first}-' || '{rest}'", database)
+        assert error.fields["C"] == "XX000"
+        assert other.query("SELECT 'other'") == [("other",)]
+        assert other.transaction_status == "T"
+    assert keeper.status().crashes.quarantined == {"crash": 1}
+    assert keeper.sql("SELECT 1", dbname=database) == [(1,)]
+
+
+def test_a_transaction_that_is_ended_is_rolled_back(keeper: Keeper, postgres: Postgres) -> None:
+    make_tables(postgres)
+    with RawClient(keeper.host, keeper.port) as client:
+        client.login()
+        client.query("BEGIN")
+        client.query("INSERT INTO counted VALUES (1, 1)")
+        client.send(frontend("Q", text(f"SELECT '{CRASH}'")))
+        assert end_of(client).fields["C"] == "XX000"
+    assert keeper.sql("SELECT * FROM counted") == []
+    assert {row["state"] for row in keeper.admin("SHOW SERVERS")} <= {"idle", "used"}
+
+
+def test_a_session_that_makes_it_loop_is_ended_like_one_that_crashes(keeper: Keeper) -> None:
+    with RawClient(keeper.host, keeper.port) as other:
+        other.login(database="session")
+        assert attack(keeper, f"SELECT '{LOOP}'").fields["C"] == "XX000"
+        assert other.query("SELECT 'other'") == [("other",)]
+    crashes = keeper.status().crashes
+    assert (crashes.hangs, crashes.quarantined) == (2, {"loop": 1})
+
+
+def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loop(
+    run_dir: RunDir, postgres: Postgres, poisoned: Path
+) -> None:
+    """A pgbouncer that dies of everything must not end everything: the operator replaces it."""
+    switch = Wrapped(run_dir, poisoned, "poisoned-or-sound")
+    with contextlib.ExitStack() as stack:
+        keeper = stack.enter_context(kept(run_dir, postgres, switch.path, "poisoned-often"))
+        for _ in range(5):
+            attack(keeper, f"SELECT '{CRASH}'")
+        other, sixth = (stack.enter_context(RawClient(keeper.host, keeper.port)) for _ in range(2))
+        other.login(database="session")
+        sixth.login()
+        sixth.send(frontend("Q", text(f"SELECT '{CRASH}'")))
+        wait_until(
+            lambda: keeper.status().pgbouncer.state is ServiceState.CRASH_LOOP, what="it loops"
+        )
+        assert keeper.status().crashes.quarantined == {"crash": 5}
+        assert "quarantine-exhausted" in keeper.output.read()
+        switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
+        assert other.query("SELECT 'other'") == [("other",)]
+        assert [message.kind for message in sixth.until_ready()] == ["T", "D", "C", "Z"]
