@@ -52,8 +52,13 @@ def status_text(status: Status, warnings: Iterable[str]) -> str:
     ]
     if crashes.hangs:
         rows.append(("watchdog", f"{plural(crashes.hangs, 'hanging pgbouncer')} killed"))
-    if crashes.quarantined:
-        rows.append(("crashes", f"sessions ended: {counts(crashes.quarantined)}"))
+    quarantine = crashes.quarantine
+    if quarantine.ended or quarantine.logins_refused or quarantine.addresses:
+        text = f"sessions ended: {counts(quarantine.ended) or 'none'}"
+        refused = plural(quarantine.logins_refused, "login")
+        rows.append(
+            ("crashes", f"{text}; {refused} refused, addresses kept out: {quarantine.addresses}")
+        )
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {text}" for label, text in rows]
     return "\n".join(lines + warnings_text(warnings))

@@ -12,6 +12,7 @@ __all__ = [
     "CrashStatus",
     "HandoffReport",
     "HangerStatus",
+    "QuarantineStatus",
     "ReleaseReport",
     "Session",
     "SessionStatus",
@@ -66,16 +67,30 @@ class AdoptionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantineStatus:
+    """Since the hanger started, and now.
+
+    - `ended`: sessions of whose bytes pgbouncer died again and again, by reason ("crash", "loop",
+      and "login" for those that had not logged in yet).
+    - `logins_refused`: new connections from addresses whose logins crash it.
+    - `addresses`: how many such addresses may not log in at the moment.
+    """
+
+    ended: dict[str, int] = field(default_factory=dict)
+    logins_refused: int = 0
+    addresses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CrashStatus:
     """What was done about a pgbouncer that misbehaved, since the hanger started.
 
     - `hangs`: how often one was killed because its heartbeat stood still.
-    - `quarantined`: sessions that were ended because pgbouncer died of their bytes again and again,
-      by reason ("crash", "loop").
+    - `quarantine`: what was done about those of whose bytes one died.
     """
 
     hangs: int = 0
-    quarantined: dict[str, int] = field(default_factory=dict)
+    quarantine: QuarantineStatus = field(default_factory=QuarantineStatus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,9 @@ from pgkeeper.states import ProcessState, service_state
 from protocol.control import Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from pgkeeper.control.report import QuarantineStatus
     from pgkeeper.hanger.census import Census
     from pgkeeper.hanger.holdings import Holdings
     from pgkeeper.hanger.process import Process
@@ -80,7 +81,7 @@ class Accounts:
         holdings: Holdings,
         *,
         crash_looping: bool,
-        quarantined: Mapping[str, int],
+        quarantine: QuarantineStatus,
     ) -> Status:
         """How things are now."""
         owner = census.owner
@@ -101,7 +102,7 @@ class Accounts:
                 self.last_pause_ms if self._count else None,
                 self._sessions_lost,
             ),
-            CrashStatus(self._hangs, dict(quarantined)),
+            CrashStatus(self._hangs, quarantine),
         )
 
 

@@ -42,6 +42,7 @@ class HangerEvent(StrEnum):
     SESSION_UNHELD = "session-unheld"
     SESSION_BLAMED = "session-blamed"
     SESSION_QUARANTINED = "session-quarantined"
+    LOGINS_REFUSED = "logins-refused"
     QUARANTINE_EXHAUSTED = "quarantine-exhausted"
     SESSIONS_ENDED = "sessions-ended"
     HOLD_TIMEOUT = "hold-timeout"

@@ -231,7 +231,7 @@ class Service:
             supervisor.census,
             supervisor.holdings,
             crash_looping=supervisor.crashes.looping,
-            quarantined=supervisor.quarantine.counts,
+            quarantine=supervisor.quarantine.status(supervisor.refusals.count),
         )
 
     def warnings(self) -> Sequence[str]:

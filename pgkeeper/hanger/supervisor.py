@@ -20,6 +20,7 @@ from pgkeeper.hanger.listeners import Listeners, Pause
 from pgkeeper.hanger.process import Process
 from pgkeeper.hanger.quarantine import Quarantine
 from pgkeeper.hanger.reception import Reception
+from pgkeeper.hanger.refusals import Refusals
 from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
@@ -67,6 +68,7 @@ class Supervisor:
         self.accounts = Accounts(loop.time())
         self.room = Room(ini.max_client_conn)
         self.quarantine = Quarantine(loop.time, self.holdings)
+        self.refusals = Refusals(loop)
         self.listeners = Listeners(loop, self._client, self._has_room)
         self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
         self.crashes = Backoff(loop, self.arrange)
@@ -356,8 +358,15 @@ class Supervisor:
     def _has_room(self) -> bool:
         return self.room.for_client(self.holdings.vault, down=self.census.owner is None)
 
-    def _client(self, fd: int, unix: bool) -> None:
-        held = self.holdings.vault.new_client(fd, unix=unix)
+    def _client(self, fd: int, unix: bool, peer: str) -> None:
+        error = self.quarantine.refusal(peer)
+        if error is not None:
+            self.refusals.refuse(fd, error, lambda canceller: self._let_in(canceller, unix, peer))
+        else:
+            self._let_in(fd, unix, peer)
+
+    def _let_in(self, fd: int, unix: bool, peer: str) -> None:
+        held = self.holdings.vault.new_client(fd, unix=unix, peer=peer)
         owner = self.census.owner
         if owner is None or owner.link is None or owner.state not in _TAKES_CLIENTS:
             return
@@ -433,6 +442,7 @@ class Supervisor:
             elif process.owner or process.child is None:
                 self._forget(process)
         self.reception.close()
+        self.refusals.close()
         self.listeners.close(unlink=not leave_owner)
         self.holdings.close()
 

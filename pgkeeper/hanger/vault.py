@@ -42,11 +42,15 @@ class TokenTakenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One held socket: its name, our descriptor of it, and whether it is a Unix-domain one."""
+    """One held socket: its name, our descriptor of it, whether it is a Unix-domain one.
+
+    `peer`: the address of a client that we have accepted; None if pgbouncer did, or connected.
+    """
 
     token: int
     fd: int
     unix: bool
+    peer: str | None = None
 
 
 class Vault:
@@ -58,6 +62,7 @@ class Vault:
     def __init__(self) -> None:
         self._held: dict[int, Held] = {}
         self._unheld: dict[int, str] = {}
+        self._unheld_peers: dict[int, str | None] = {}
         self._servers = 0
         self._next_client = 1
 
@@ -74,9 +79,9 @@ class Vault:
     def __len__(self) -> int:
         return len(self._held)
 
-    def new_client(self, fd: int, *, unix: bool) -> Held:
+    def new_client(self, fd: int, *, unix: bool, peer: str | None = None) -> Held:
         """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""
-        held = Held(self._next_client, fd, unix)
+        held = Held(self._next_client, fd, unix, peer)
         self._next_client += 1
         self._held[held.token] = held
         return held
@@ -103,6 +108,11 @@ class Vault:
         """The held socket of that token."""
         return self._held.get(token)
 
+    def peer(self, token: int) -> str | None:
+        """The address of a client, held or not; None if that is not known."""
+        held = self._held.get(token)
+        return self._unheld_peers.get(token) if held is None else held.peer
+
     def held(self) -> Iterator[Held]:
         """All held sockets, by ascending token, so clients in the order they came."""
         return iter(sorted(self._held.values(), key=lambda held: held.token))
@@ -122,12 +132,14 @@ class Vault:
 
     def release(self, token: int) -> bool:
         """Close the duplicate, or forget that the socket was unheld; False if it is unknown."""
+        self._unheld_peers.pop(token, None)
         if self._unheld.pop(token, None) is not None:
             return True
         return self._close(token)
 
     def mark_unheld(self, token: int, reason: UnheldReason) -> None:
         """pgbouncer serves this socket by itself: close the duplicate, if any, and count it."""
+        self._unheld_peers[token] = self.peer(token)
         self._close(token)
         self._unheld[token] = reason_name(reason)
         if not is_server(token):
@@ -145,6 +157,7 @@ class Vault:
         """The pgbouncer that served them is dead, and so are they; returns how many."""
         count = len(self._unheld)
         self._unheld.clear()
+        self._unheld_peers.clear()
         return count
 
     def close_all(self) -> None:
@@ -154,6 +167,7 @@ class Vault:
         self._held.clear()
         self._servers = 0
         self._unheld.clear()
+        self._unheld_peers.clear()
 
     def _close(self, token: int) -> bool:
         held = self._held.pop(token, None)

@@ -42,3 +42,20 @@ def poisonable(run_dir: RunDir) -> Path:
     """The executable that knows these words."""
     binary()
     return Mutants(source_dir(), run_dir.folder("mutants-poison")).binary(_CHANGES)
+
+
+# CVE-2026-6664 as it was: the sum of position and length overflows, and so passes the check.
+_OVERFLOW = tuple(
+    Change(
+        "lib/usual/mbuf.h",
+        f"\tif (len > buf->write_pos - buf->read_pos)\n\t\treturn false;\n\t*dst_p = {value}",
+        f"\tif (buf->read_pos + len > buf->write_pos)\n\t\treturn false;\n\t*dst_p = {value}",
+    )
+    for value in ("buf->data + buf->read_pos;", "(char *)buf->data + buf->read_pos;")
+)
+
+
+def vulnerable(run_dir: RunDir) -> Path:
+    """The executable without the patch against CVE-2026-6664, but with all others."""
+    binary()
+    return Mutants(source_dir(), run_dir.folder("mutants-vulnerable")).binary(_OVERFLOW)

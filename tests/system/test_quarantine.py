@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pgkeeper.hanger.quarantine import LIMIT
 from pgkeeper.states import ServiceState
 from testbed import RawClient, binaries, wait_until
 from testbed.errors import ConnectionLostError, ServerError
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
-from testbed.rawclient import frontend, text
+from testbed.rawclient import Message, frontend, text
 from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, poisonable
 from tests.system.wrapping import Wrapped, kept
 
@@ -45,21 +46,27 @@ def keeper(run_dir: RunDir, postgres: Postgres, poisoned: Path) -> Iterator[Keep
 
 def attack(keeper: Keeper, statement: str, database: str = "transaction") -> ServerError:
     """Log in, and send a statement that pgbouncer does not survive; what the session ends with."""
-    with RawClient(keeper.host, keeper.port) as client:
-        client.login(database=database)
-        assert client.query("SELECT 'sound'") == [("sound",)]
-        client.send(frontend("Q", text(statement)))
-        return end_of(client)
+    with logged_in(keeper, database) as client:
+        return end_with(client, statement)
 
 
-def end_of(client: RawClient) -> ServerError:
-    """Read on to the error that ends a session."""
-    with pytest.raises(ServerError) as ended:
+def logged_in(keeper: Keeper, database: str = "transaction") -> RawClient:
+    """A session that works."""
+    client = RawClient(keeper.host, keeper.port).login(database=database)
+    assert client.query("SELECT 'sound'") == [("sound",)]
+    return client
+
+
+def end_with(client: RawClient, statement: str) -> ServerError:
+    """Send a statement and read to the end of the connection; the error before it."""
+    client.send(frontend("Q", text(statement)))
+    last: Message | None = None
+    with contextlib.suppress(ConnectionLostError):
         while True:
-            client.read()
-    with pytest.raises(ConnectionLostError):
-        client.read_any()
-    return ended.value
+            last = client.read_any()
+    assert last is not None
+    assert last.kind == "E"
+    return ServerError(last.error_fields())
 
 
 @pytest.mark.timeout(120)
@@ -74,10 +81,12 @@ def test_hundreds_of_sessions_idle_and_busy_outlive_three_that_crash(
             client.login(parameters={"application_name": f"idle-{number}"})
         ports = [client.client_port for client in idle]
 
+        attackers = [stack.enter_context(logged_in(keeper)) for _ in range(3)]
+
         async def disturb(progress: Progress) -> None:
-            for _ in range(3):
+            for client in attackers:
                 await progress.wait(20)
-                error = await asyncio.to_thread(attack, keeper, f"SELECT '{CRASH}'")
+                error = await asyncio.to_thread(end_with, client, f"SELECT '{CRASH}'")
                 assert error.fields["C"] == "XX000"
             await progress.wait(50)
 
@@ -88,7 +97,7 @@ def test_hundreds_of_sessions_idle_and_busy_outlive_three_that_crash(
             assert name == [(f"idle-{number}",)]
         assert [client.client_port for client in idle] == ports
         after = keeper.status()
-        assert after.crashes.quarantined == {"crash": 3}
+        assert after.crashes.quarantine.ended == {"crash": 3}
         # Two deaths each: the second is its successor's, in the middle of the adoption.
         assert after.pgbouncer.incarnation - before.pgbouncer.incarnation == 6
         assert (after.adoptions.sessions_lost, after.sessions.unheld) == (0, {})
@@ -108,7 +117,7 @@ def test_a_server_whose_answer_crashes_is_ended_with_its_client(
         assert error.fields["C"] == "XX000"
         assert other.query("SELECT 'other'") == [("other",)]
         assert other.transaction_status == "T"
-    assert keeper.status().crashes.quarantined == {"crash": 1}
+    assert keeper.status().crashes.quarantine.ended == {"crash": 1}
     assert keeper.sql("SELECT 1", dbname=database) == [(1,)]
 
 
@@ -118,8 +127,7 @@ def test_a_transaction_that_is_ended_is_rolled_back(keeper: Keeper, postgres: Po
         client.login()
         client.query("BEGIN")
         client.query("INSERT INTO counted VALUES (1, 1)")
-        client.send(frontend("Q", text(f"SELECT '{CRASH}'")))
-        assert end_of(client).fields["C"] == "XX000"
+        assert end_with(client, f"SELECT '{CRASH}'").fields["C"] == "XX000"
     assert keeper.sql("SELECT * FROM counted") == []
     assert {row["state"] for row in keeper.admin("SHOW SERVERS")} <= {"idle", "used"}
 
@@ -130,7 +138,7 @@ def test_a_session_that_makes_it_loop_is_ended_like_one_that_crashes(keeper: Kee
         assert attack(keeper, f"SELECT '{LOOP}'").fields["C"] == "XX000"
         assert other.query("SELECT 'other'") == [("other",)]
     crashes = keeper.status().crashes
-    assert (crashes.hangs, crashes.quarantined) == (2, {"loop": 1})
+    assert (crashes.hangs, crashes.quarantine.ended) == (2, {"loop": 1})
 
 
 def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loop(
@@ -140,17 +148,16 @@ def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loo
     switch = Wrapped(run_dir, poisoned, "poisoned-or-sound")
     with contextlib.ExitStack() as stack:
         keeper = stack.enter_context(kept(run_dir, postgres, switch.path, "poisoned-often"))
-        for _ in range(5):
-            attack(keeper, f"SELECT '{CRASH}'")
-        other, sixth = (stack.enter_context(RawClient(keeper.host, keeper.port)) for _ in range(2))
-        other.login(database="session")
-        sixth.login()
-        sixth.send(frontend("Q", text(f"SELECT '{CRASH}'")))
+        clients = [stack.enter_context(logged_in(keeper)) for _ in range(LIMIT)]
+        other, last = (stack.enter_context(logged_in(keeper, "session")) for _ in range(2))
+        for client in clients:
+            end_with(client, f"SELECT '{CRASH}'")
+        last.send(frontend("Q", text(f"SELECT '{CRASH}'")))
         wait_until(
             lambda: keeper.status().pgbouncer.state is ServiceState.CRASH_LOOP, what="it loops"
         )
-        assert keeper.status().crashes.quarantined == {"crash": 5}
+        assert keeper.status().crashes.quarantine.ended == {"crash": LIMIT}
         assert "quarantine-exhausted" in keeper.output.read()
         switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
         assert other.query("SELECT 'other'") == [("other",)]
-        assert [message.kind for message in sixth.until_ready()] == ["T", "D", "C", "Z"]
+        assert [message.kind for message in last.until_ready()] == ["T", "D", "C", "Z"]

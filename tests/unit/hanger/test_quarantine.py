@@ -88,7 +88,7 @@ def test_the_second_death_in_a_row_ends_the_session_and_its_link(
     assert (bed.dies(end, looped=looped), bed.held) == (False, 2)
     assert (bed.dies(end, looped=looped), bed.held) == (True, 0)
     assert the_error(bed.scene.rest()).sqlstate == ENDED[0]
-    assert bed.quarantine.counts == {"loop" if looped else "crash": 1}
+    assert bed.quarantine.status(0).ended == {"loop" if looped else "crash": 1}
 
 
 def test_where_a_message_is_half_sent_the_client_is_only_closed(bed: Bed) -> None:
