@@ -252,7 +252,8 @@ HEADER: Final = Layout(
         query_id=U64,
         socket_id=U64,
         handled=U64,
-        spare4=bytes_(24),
+        died_of=U32,
+        spare4=bytes_(20),
         read=array(READS, READ),
     ),
 )

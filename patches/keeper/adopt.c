@@ -292,6 +292,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 
 	reset_time_cache();
 	/* from now on we are who may crash */
+	keeper_last_words();
 	keeper_handled = &keeper_store.header->handled;
 	keeper_handles_nobody();
 	keeper_adoptee = calloc(n_slots + 1, sizeof(*keeper_adoptee));

@@ -182,7 +182,8 @@ struct KeeperHeader {
 	uint64_t query_id;	/* last PGBOUNCER_n ever used */
 	uint64_t socket_id;	/* last PgSocket.id ever used */
 	uint64_t handled;	/* whose event is being handled: a slot, a token with KEEPER_HANDLED_TOKEN, or 0 */
-	uint8_t spare4[24];
+	uint32_t died_of;	/* number of the signal, if it was one of a crash */
+	uint8_t spare4[20];
 
 	struct KeeperRead read[KEEPER_READS];
 };

@@ -104,6 +104,13 @@ extern uint64_t keeper_accept_token;
 extern uint64_t *keeper_handled;
 
 /*
+ * crash.c
+ */
+
+/* from now on a crash says in the ledger that it was one */
+void keeper_last_words(void);
+
+/*
  * acts.c
  */
 

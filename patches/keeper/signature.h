@@ -6,6 +6,6 @@
 #ifndef KEEPER_SIGNATURE_H
 #define KEEPER_SIGNATURE_H
 
-#define KEEPER_SIGNATURE	0xd1ad83a24d00e76cULL
+#define KEEPER_SIGNATURE	0xa1b7d18bbd4a9c4cULL
 
 #endif

@@ -90,12 +90,11 @@ class Quarantine:
         SIGKILL from outside is no session's fault, not even the kernel's for want of memory,
         which all of them use.  Nor is a process that hangs without running.
         """
-        end = process.end
-        if not process.looped and (end is None or not end.by_itself):
+        segment = self._holdings.segment
+        if not process.looped and not _crashed(process, segment):
             self._last = None
             return False
         reason = "loop" if process.looped else "crash"
-        segment = self._holdings.segment
         suspect = None if segment is None else _suspect(segment)
         if segment is None or suspect is None:
             self._last = None
@@ -174,6 +173,13 @@ class Quarantine:
             reason=reason,
             told=told,
         )
+
+
+def _crashed(process: Process, segment: Segment | None) -> bool:
+    """Whether it is to blame for its end; of one that is not our child only the ledger tells."""
+    if process.end is not None and process.end.by_itself:
+        return True
+    return process.child is None and segment is not None and bool(segment.died_of)
 
 
 def _suspect(segment: Segment) -> _Suspect | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pgkeeper.hanger.quarantine import LIMIT
 from pgkeeper.states import ServiceState
-from testbed import RawClient, binaries, wait_until
+from testbed import Keeper, RawClient, binaries, wait_until
 from testbed.errors import ConnectionLostError, ServerError
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
+from testbed.process import Process
 from testbed.rawclient import Message, frontend, text
 from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, poisonable
 from tests.system.wrapping import Wrapped, kept
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from testbed import Keeper, Postgres, RunDir
+    from testbed import Postgres, RunDir
 
 _numbers = itertools.count(1)
 
@@ -161,3 +164,56 @@ def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loo
         switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
         assert other.query("SELECT 'other'") == [("other",)]
         assert [message.kind for message in last.until_ready()] == ["T", "D", "C", "Z"]
+
+
+class Restarter:
+    """What starts pgbouncer where the hanger does not: a container's restart policy, say."""
+
+    def __init__(self, keeper: Keeper, binary: Path) -> None:
+        self._keeper = keeper
+        self._argv = [keeper.run_dir.usable(binary), keeper.ini_path]
+        self._done = threading.Event()
+        self._process: Process | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        keeper = self._keeper
+        while not self._done.is_set():
+            name = f"{keeper.name}-restarted"
+            self._process = Process(keeper.run_dir, name, self._argv, output=keeper.output.path)
+            wait_until(self._ended, what="it has ended", seconds=60, poll_s=0.002)
+
+    def _ended(self) -> bool:
+        if self._done.is_set() and self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+        return self._process is None or not self._process.running
+
+    def __enter__(self) -> Restarter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+def test_one_that_something_else_restarts_tells_of_its_crashes_in_the_ledger(
+    run_dir: RunDir, postgres: Postgres, poisoned: Path
+) -> None:
+    keeper = Keeper(
+        run_dir, postgres, poisoned, name="poisoned-stranger", options=("--no-supervise",)
+    )
+    try:
+        with Restarter(keeper, poisoned):
+            keeper.start()
+            with logged_in(keeper, "session") as other, logged_in(keeper) as client:
+                # An operator's SIGKILL is none.
+                keeper.kill_bouncer()
+                keeper.kill_bouncer()
+                assert end_with(client, f"SELECT '{CRASH}'").sqlstate == "XX000"
+                assert other.query("SELECT 'other'") == [("other",)]
+            assert keeper.status().crashes.quarantine.ended == {"crash": 1}
+            keeper.check_descriptors()
+        keeper.close(check_descriptors=False)
+    finally:
+        keeper.print_logs()

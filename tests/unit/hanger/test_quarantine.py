@@ -28,6 +28,7 @@ KILL = Exit(signal=signal.SIGKILL)
 class FakeSegment:
     scene: Scene
     handled: int = CLIENT
+    died_of: int = 0
 
     def view(self) -> LedgerView:
         return self.scene.view()
@@ -38,6 +39,7 @@ class FakeProcess:
     end: Exit = CRASH
     looped: bool = False
     incarnation: int = 3
+    child: object = "ours"
 
 
 class Bed:
@@ -127,6 +129,13 @@ def test_nobody_is_ended_where_nobody_is_named(bed: Bed, handled: int) -> None:
 def test_a_death_from_outside_is_no_sessions_fault(bed: Bed, number: int) -> None:
     assert [bed.dies(Exit(signal=number)) for _ in range(4)] == [False] * 4
     assert bed.held == 2
+
+
+@pytest.mark.parametrize("died_of", [0, signal.SIGSEGV], ids=["killed", "crashed"])
+def test_of_one_that_is_no_child_only_the_ledger_tells(bed: Bed, died_of: int) -> None:
+    bed.segment.died_of = died_of
+    stranger = cast("Any", FakeProcess(Exit(), child=None))
+    assert [bed.quarantine.judge(stranger) for _ in range(2)] == [False, bool(died_of)]
 
 
 def test_a_slot_that_holds_no_socket_is_not_ended(bed: Bed) -> None:
