@@ -12,6 +12,9 @@ static uint8_t nobody = KEEPER_MARKED;
 struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
+/* until we serve, what we do is nobody's */
+static uint64_t unheard;
+struct KeeperHandled keeper_handled = { .word = &unheard };
 
 void keeper_local_setup(void)
 {
@@ -251,4 +254,29 @@ void keeper_mark_clean(PgSocket *sk)
 void keeper_unsettle(PgSocket *sk)
 {
 	keeper_local[sk->keeper_slot].calm = false;
+}
+
+/*
+ * Callbacks within callbacks: what comes after the inner one is the outer
+ * one's again.
+ */
+
+#define MAX_NESTED	16
+
+static uint64_t outer[MAX_NESTED];
+
+void keeper_handles_inner(void)
+{
+	unsigned depth = keeper_handled.callbacks - 2;
+
+	if (depth < MAX_NESTED)
+		outer[depth] = *keeper_handled.word;
+}
+
+void keeper_handles_outer(void)
+{
+	unsigned depth = keeper_handled.callbacks - 1;
+
+	if (depth < MAX_NESTED)
+		*keeper_handled.word = outer[depth];
 }

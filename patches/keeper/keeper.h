@@ -73,10 +73,30 @@ static inline void keeper_mark(PgSocket *sk)
 /* more may have changed than what every commit writes */
 void keeper_unsettle(PgSocket *sk);
 
+/* who is to blame should we crash: the word in the ledger's header, or nowhere before we serve */
+struct KeeperHandled {
+	uint64_t *word;
+	unsigned callbacks;	/* one within another */
+};
+extern struct KeeperHandled keeper_handled;
+
+/* for those around callbacks alone: one begins within another, one within another has returned */
+void keeper_handles_inner(void);
+void keeper_handles_outer(void);
+
+/* what comes now is no socket's event */
+static inline void keeper_handles_nobody(void)
+{
+	*keeper_handled.word = 0;
+}
+
 static inline void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	if (unlikely(keeper_handled.callbacks++ > 0))
+		keeper_handles_inner();
+	*keeper_handled.word = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 	if (event == SBUF_EV_FLUSH)
@@ -90,6 +110,9 @@ static inline void keeper_after_proto(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
+	if (unlikely(--keeper_handled.callbacks > 0))
+		keeper_handles_outer();
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 }
