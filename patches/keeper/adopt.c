@@ -293,7 +293,6 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	reset_time_cache();
 	/* from now on we are who may crash */
 	keeper_last_words();
-	keeper_handled.word = &keeper_store.header->handled;
 	keeper_handles_nobody();
 	keeper_adoptee = calloc(n_slots + 1, sizeof(*keeper_adoptee));
 	list = calloc(n_slots + 1, sizeof(*list));
@@ -319,7 +318,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 
 	/* decide who can go on */
 	for (slot = 1; slot <= n_slots; slot++) {
-		*keeper_handled.word = slot;
+		keeper_store.header->handled = slot;
 		keeper_judge(slot, &act);
 	}
 	keeper_handles_nobody();
@@ -332,7 +331,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 
 		if (!keeper_is_socket(&a->copy) && a->copy.kind != KEEPER_CLOSING)
 			continue;
-		*keeper_handled.word = slot;
+		keeper_store.header->handled = slot;
 		keeper_adopt_local(slot);
 		if (keeper_is_socket(&a->copy) && !a->lost)
 			a->sk = keeper_rebuild(slot);

@@ -12,9 +12,6 @@ static uint8_t nobody = KEEPER_MARKED;
 struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
-/* until we serve, what we do is nobody's */
-static uint64_t unheard;
-struct KeeperHandled keeper_handled = { .word = &unheard };
 
 void keeper_local_setup(void)
 {
@@ -267,16 +264,16 @@ static uint64_t outer[MAX_NESTED];
 
 void keeper_handles_inner(void)
 {
-	unsigned depth = keeper_handled.callbacks - 2;
+	unsigned depth = keeper_store.handling - 2;
 
 	if (depth < MAX_NESTED)
-		outer[depth] = *keeper_handled.word;
+		outer[depth] = keeper_store.header->handled;
 }
 
 void keeper_handles_outer(void)
 {
-	unsigned depth = keeper_handled.callbacks - 1;
+	unsigned depth = keeper_store.handling - 1;
 
 	if (depth < MAX_NESTED)
-		*keeper_handled.word = outer[depth];
+		keeper_store.header->handled = outer[depth];
 }

@@ -64,6 +64,34 @@ static inline void keeper_mark(PgSocket *sk)
 		keeper_mark_clean(sk);
 }
 
+/* for those around callbacks alone: one begins within another, one within another has returned */
+void keeper_handles_inner(void);
+void keeper_handles_outer(void);
+
+/* who is to blame should we crash */
+static inline void keeper_handles(PgSocket *sk)
+{
+	if (!keeper_store.header)
+		return;
+	if (unlikely(keeper_store.handling++ > 0))
+		keeper_handles_inner();
+	keeper_store.header->handled = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
+}
+
+/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
+static inline void keeper_handled(void)
+{
+	if (keeper_store.header && unlikely(--keeper_store.handling > 0))
+		keeper_handles_outer();
+}
+
+/* what comes now is no socket's event */
+static inline void keeper_handles_nobody(void)
+{
+	if (keeper_store.header)
+		keeper_store.header->handled = 0;
+}
+
 /*
  * Around every protocol callback: what it may change is marked.  Marking too
  * much is safe; a nested act may commit, and thereby unmark, what the outer
@@ -73,30 +101,11 @@ static inline void keeper_mark(PgSocket *sk)
 /* more may have changed than what every commit writes */
 void keeper_unsettle(PgSocket *sk);
 
-/* who is to blame should we crash: the word in the ledger's header, or nowhere before we serve */
-struct KeeperHandled {
-	uint64_t *word;
-	unsigned callbacks;	/* one within another */
-};
-extern struct KeeperHandled keeper_handled;
-
-/* for those around callbacks alone: one begins within another, one within another has returned */
-void keeper_handles_inner(void);
-void keeper_handles_outer(void);
-
-/* what comes now is no socket's event */
-static inline void keeper_handles_nobody(void)
-{
-	*keeper_handled.word = 0;
-}
-
 static inline void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	if (unlikely(keeper_handled.callbacks++ > 0))
-		keeper_handles_inner();
-	*keeper_handled.word = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
+	keeper_handles(sk);
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 	if (event == SBUF_EV_FLUSH)
@@ -110,9 +119,7 @@ static inline void keeper_after_proto(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
-	if (unlikely(--keeper_handled.callbacks > 0))
-		keeper_handles_outer();
+	keeper_handled();
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 }

@@ -196,6 +196,24 @@ def test_many_who_attack_at_once_from_one_address_cost_no_death_each(keeper: Kee
     assert keeper.status().pgbouncer.incarnation - before == 2
 
 
+def test_a_new_hanger_keeps_the_address_out_too(keeper: Keeper) -> None:
+    """A takeover brings along who has crashed it, and where each session comes from."""
+    with connect(keeper) as session:
+        session.login()
+        assert attack(keeper) == "57P03"
+        keeper.take_over()
+        crashes = keeper.status().crashes.quarantine
+        assert (crashes.addresses, crashes.ended) == (1, {"login": 1})
+        assert attack(keeper) == "57P03"
+        assert keeper.status().crashes.quarantine.logins_refused > crashes.logins_refused
+        wait_until(lambda: logs_in(keeper), what="the address may log in", seconds=5)
+        # Two were crashes by the old one's count: the third closes the doors at once.
+        before = keeper.status().pgbouncer.incarnation
+        assert attack(keeper) == "57P03"
+        assert keeper.status().pgbouncer.incarnation == before + 1
+        assert session.query("SELECT 1") == [("1",)]
+
+
 def test_after_a_while_the_address_may_log_in_again(keeper: Keeper) -> None:
     assert attack(keeper) == "57P03"
     began = time.monotonic()

@@ -17,7 +17,8 @@ from testbed import Keeper, RawClient, binaries, wait_until
 from testbed.errors import ConnectionLostError, ServerError
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
-from testbed.process import Process
+from testbed.manager import Manager
+from testbed.process import Process, send, state
 from testbed.rawclient import Message, frontend, text
 from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, poisonable
 from tests.system.wrapping import Wrapped, kept
@@ -164,6 +165,73 @@ def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loo
         switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
         assert other.query("SELECT 'other'") == [("other",)]
         assert [message.kind for message in last.until_ready()] == ["T", "D", "C", "Z"]
+
+
+def test_the_first_death_counts_with_the_hanger_that_takes_over(keeper: Keeper) -> None:
+    with RawClient(keeper.host, keeper.port) as other, logged_in(keeper) as client:
+        other.login(database="session")
+        client.send(frontend("Q", text(f"SELECT '{LOOP}'")))
+        wait_until(lambda: keeper.status().crashes.hangs == 1, what="the first one is killed")
+        wait_until(lambda: keeper.status().pgbouncer.pid is not None, what="another one adopts")
+        # It loops as well, and the new hanger is to notice that in its turn.
+        keeper.take_over()
+        with contextlib.suppress(ConnectionLostError):
+            while client.read_any().kind != "E":
+                pass
+        assert other.query("SELECT 'other'") == [("other",)]
+    crashes = keeper.status().crashes
+    assert (crashes.hangs, crashes.quarantine.ended) == (2, {"loop": 1})
+
+
+def test_one_that_another_hanger_started_tells_of_its_crash_in_the_ledger(keeper: Keeper) -> None:
+    """Whose parent has ended: its death is no SIGKILL of an operator's, and counts as the first."""
+    with logged_in(keeper, "session") as other, logged_in(keeper) as client:
+        keeper.take_over()
+        before = keeper.status().pgbouncer.incarnation
+        assert end_with(client, f"SELECT '{CRASH}'").sqlstate == "XX000"
+        assert other.query("SELECT 'other'") == [("other",)]
+        status = keeper.status()
+        assert status.crashes.quarantine.ended == {"crash": 1}
+        assert status.pgbouncer.incarnation == before + 2
+        # What was ended stays so.
+        keeper.take_over()
+        assert keeper.status().crashes.quarantine.ended == {"crash": 1}
+        assert keeper.status().sessions.clients_held == 1
+
+
+def test_a_crash_that_no_hanger_saw_counts_where_the_manager_keeps_all(
+    run_dir: RunDir, postgres: Postgres, poisoned: Path
+) -> None:
+    folder = run_dir.folder("manager-poisoned")
+    keeper = Keeper(run_dir, postgres, poisoned, name="poisoned-stored")
+    try:
+        with (
+            Manager(folder / "notify") as keeper.manager,
+            keeper,
+            logged_in(keeper, "session") as other,
+            logged_in(keeper) as client,
+        ):
+            before = keeper.status().pgbouncer
+            keeper.hanger.send_signal(signal.SIGSTOP)
+            client.send(frontend("Q", text(f"SELECT '{CRASH}'")))
+            assert before.pid is not None
+            pid = before.pid
+            wait_until(lambda: state(pid) in ("Z", ""), what="pgbouncer has died of it")
+            keeper.kill_hanger()
+            keeper.start_hanger()
+            assert client.read_any().error_fields()["C"] == "XX000"
+            assert other.query("SELECT 'other'") == [("other",)]
+            status = keeper.status()
+            assert status.crashes.quarantine.ended == {"crash": 1}
+            assert status.pgbouncer.incarnation == before.incarnation + 2
+            # The manager has nothing of it any more that could come back.
+            pid = keeper.bouncer_pid
+            keeper.kill_hanger()
+            send(pid, signal.SIGKILL)
+            assert keeper.start_hanger().sessions.clients_held == 1
+            assert other.query("SELECT 'other'") == [("other",)]
+    finally:
+        keeper.print_logs()
 
 
 class Restarter:

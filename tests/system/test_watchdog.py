@@ -108,9 +108,11 @@ def test_a_log_that_nobody_reads_holds_up_one_pgbouncer_only(
     give(path, run_dir.account)
     # Read and write: opening does not wait for a peer then.
     pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    # More than begin their login until it is noticed.
+    settings: dict[str, str | int | None] = {"logfile": str(path), "max_client_conn": 5000}
     try:
         with draining(pipe):
-            keeper = make_keeper(options=OPTIONS, settings={"logfile": str(path)})
+            keeper = make_keeper(options=OPTIONS, settings=settings)
             idle = RawClient(keeper.host, keeper.port).login(database="session")
             backend = idle.query("SELECT pg_backend_pid()")
             pid = keeper.bouncer_pid

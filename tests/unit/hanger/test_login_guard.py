@@ -90,3 +90,13 @@ def test_what_is_remembered_is_bounded() -> None:
         for _ in range(2):
             guard.crashed(f"192.0.{first}.{second}", 0.0)
     assert guard.slowed(1.0) == 10_000
+
+
+def test_another_guard_goes_on_with_what_is_known() -> None:
+    guard, other = LoginGuard(), LoginGuard()
+    for _ in range(3):
+        guard.crashed("192.0.2.1", 10.0)
+    other.inherit(guard.records())
+    assert other.refused("192.0.2.1", 11.0) == guard.refused("192.0.2.1", 11.0) == 3.0
+    assert other.crashed("192.0.2.1", 20.0) == guard.crashed("192.0.2.1", 20.0) == 8.0
+    assert other.refused("192.0.2.2", 11.0) == 0.0

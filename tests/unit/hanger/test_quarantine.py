@@ -57,6 +57,12 @@ class Bed:
     def dies(self, end: Exit = CRASH, *, looped: bool = False) -> bool:
         return self.quarantine.judge(cast("Any", FakeProcess(end, looped)))
 
+    def change_hangers(self) -> None:
+        """As in a takeover."""
+        blame = self.quarantine.blame(0)
+        self.quarantine = Quarantine(lambda: self.now, self.holdings)
+        self.quarantine.inherit(blame)
+
     @property
     def held(self) -> int:
         return len(self.holdings.vault)
@@ -138,6 +144,28 @@ def test_of_one_that_is_no_child_only_the_ledger_tells(bed: Bed, died_of: int) -
     assert [bed.quarantine.judge(stranger) for _ in range(2)] == [False, bool(died_of)]
 
 
+@pytest.mark.parametrize("died_of", [0, signal.SIGSEGV], ids=["killed", "crashed"])
+def test_of_one_that_another_hanger_started_only_the_ledger_tells(bed: Bed, died_of: int) -> None:
+    bed.segment.died_of = died_of
+    assert [bed.dies(Exit()) for _ in range(2)] == [False, bool(died_of)]
+
+
+def test_another_hanger_goes_on_in_the_row(bed: Bed) -> None:
+    bed.dies()
+    bed.change_hangers()
+    assert bed.dies()
+    bed.change_hangers()
+    assert bed.quarantine.status(0).ended == {"crash": 1}
+    assert bed.quarantine.blame(3).refused == 3
+
+
+@pytest.mark.parametrize("died_of", [0, signal.SIGSEGV], ids=["killed", "crashed"])
+def test_a_death_that_nobody_saw_is_the_first_if_it_was_a_crash(bed: Bed, died_of: int) -> None:
+    bed.segment.died_of = died_of
+    bed.quarantine.recall()
+    assert bed.dies() == bool(died_of)
+
+
 def test_a_slot_that_holds_no_socket_is_not_ended(bed: Bed) -> None:
     bed.scene.client_copy |= {"kind": Kind.POOL, "token": 0, "link": 0, "flags": 0}
     assert [bed.dies() for _ in range(4)] == [False] * 4
@@ -155,6 +183,7 @@ def test_where_everyone_crashes_it_is_not_the_sessions(bed: Bed) -> None:
         bed.dies()
         ended += bed.dies()
         bed.another()
+        bed.change_hangers()
     assert ended == LIMIT
     bed.now += WINDOW
     assert bed.dies()
