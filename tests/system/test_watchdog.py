@@ -224,6 +224,27 @@ def traced(pid: int) -> Iterator[None]:
         libc.ptrace(detach, pid, None, None)
 
 
+def test_a_standby_that_stands_still_is_no_hang_until_it_is_to_serve(
+    make_keeper: MakeKeeper,
+) -> None:
+    """It has no event loop yet, and no heartbeat; it is killed once sessions wait for it."""
+    keeper = make_keeper(options=OPTIONS, standby=True)
+    with contextlib.closing(keeper.connect(dbname="session")) as session:
+        pid, standby = keeper.bouncer_pid, keeper.status().pgbouncer.standby_pid
+        assert standby is not None
+        send(standby, signal.SIGSTOP)
+        # Nothing is to happen, which cannot be waited for.
+        time.sleep(3 * TIMEOUT)
+        status = keeper.status()
+        assert (status.pgbouncer.pid, status.pgbouncer.standby_pid) == (pid, standby)
+        assert status.crashes.hangs == 0
+        send(pid, signal.SIGKILL)
+        assert session.execute("SELECT 1").fetchall() == [(1,)]
+        status = keeper.status()
+        assert status.pgbouncer.pid not in (pid, standby)
+        assert (status.crashes.hangs, status.crashes.quarantine.ended) == (1, {})
+
+
 @pytest.mark.parametrize("command", ["PAUSE", "SUSPEND"])
 def test_one_that_waits_on_purpose_lives(watched: Keeper, command: str) -> None:
     pid = watched.bouncer_pid
