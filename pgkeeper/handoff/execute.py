@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgkeeper.bouncer.spawn import check_keeper_support
 from pgkeeper.errors import PgkeeperError
-from pgkeeper.handoff.plan import Step, Verdict, plan
+from pgkeeper.handoff.plan import Old, Picture, Step, Verdict, plan
 from pgkeeper.hanger.accounts import handoff_report
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.formats import OURS
@@ -15,7 +15,7 @@ from pgkeeper.states import Event, ProcessState
 from protocol.control import Freeze, Thaw
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from pgkeeper.bouncer.spawn import Launch
     from pgkeeper.control.report import HandoffReport
@@ -45,6 +45,8 @@ _TEXTS: Final[dict[Step, str]] = {
     Step.FENCE_BACK: "ending it as well",
 }
 
+_COMING: Final = (ProcessState.ADOPTING, ProcessState.RETURNING)
+_GOING: Final = (ProcessState.LEAVING, ProcessState.FENCED)
 #: Told to stand still, whether it does already or not.
 _STILL: Final = (ProcessState.FREEZING, ProcessState.FROZEN)
 
@@ -56,10 +58,10 @@ _ENDS: Final[dict[Verdict, str]] = {
 
 
 class NotActiveError(PgkeeperError):
-    """There is no pgbouncer that serves, so there is nothing to hand over."""
+    """pgbouncer is ending on purpose, so there is nothing to hand over."""
 
     def __init__(self) -> None:
-        super().__init__("no pgbouncer is active: there is nothing to hand over")
+        super().__init__("pgbouncer is ending its sessions: there is nothing to hand over")
 
 
 class HandoffFailedError(PgkeeperError):
@@ -117,11 +119,8 @@ class Handoff:
 
         However it ends, by cancellation too, supervision goes on from what is then the case.
         """
-        owner = self._supervisor.census.owner
-        if owner is None or owner.state is not ProcessState.ACTIVE:
-            raise NotActiveError
         try:
-            verdict = await self._follow()
+            verdict = await self._follow(plan(await self._picture()))
         finally:
             for process in (self._new, self._back):
                 if process is not None and process.alive and not process.owner:
@@ -135,8 +134,20 @@ class Handoff:
         log.info(HangerEvent.HANDOFF_DONE, pid=report.pid, incarnation=report.incarnation)
         return report
 
-    async def _follow(self) -> Verdict:
-        steps = plan()
+    async def _picture(self) -> Picture:
+        """Who serves.  One that is about to is awaited; nobody does where each one crashes."""
+        owner = self._supervisor.census.owner
+        if owner is not None and owner.state in _COMING:
+            await owner.reach(ProcessState.ACTIVE, within=self._patience.ready)
+            owner = self._supervisor.census.owner
+        if owner is None:
+            self._supervisor.changing = True  # nobody else may be activated from now on
+            return Picture(Old.DEAD)
+        if owner.state in _GOING:
+            raise NotActiveError
+        return Picture()
+
+    async def _follow(self, steps: Generator[Step, bool, Verdict]) -> Verdict:
         step = next(steps)
         while True:
             self._progress(step.value, _TEXTS[step])

@@ -11,6 +11,7 @@ may touch the sessions.  Why the order is right:
    any moment is just as good; else the old one is thawed and keeps the sessions.
 3. No one is activated before the former owner is known to be dead (`Picture.check`).  A process
    that cannot be killed is thawed and keeps the sessions.
+   Where nobody serves (the old one crashes again and again) the plan begins with its death.
 4. The new binary and ini are remembered only when the new one is ready, so whoever starts pgbouncer
    after an interruption starts what is known to work.
 5. A new one that does not get ready is killed, and the old binary is started again.  Adoption acts
@@ -180,6 +181,9 @@ def plan(picture: Picture | None = None) -> Generator[Step, bool, Verdict]:
         verdict = yield from _prepare(track)
         if verdict is not None:
             return verdict
+    elif not (yield from _stand_by(track)):
+        yield from track.do(Step.DISCARD_NEW)
+        return Verdict.NOBODY
     if track.picture.back is Wing.ABSENT:
         verdict = yield from _replace(track)
         if verdict is not None:
@@ -189,12 +193,9 @@ def plan(picture: Picture | None = None) -> Generator[Step, bool, Verdict]:
 
 def _prepare(track: _Track) -> Generator[Step, bool, Verdict | None]:
     """Up to the death of the old one; a verdict if it never comes to that."""
-    ready = track.picture.new is Wing.STANDBY
     asked = track.picture.old is Old.FROZEN
-    if track.picture.new is Wing.ABSENT:
-        ready = yield from track.do(Step.START_NEW)
-    if track.picture.new is Wing.STARTED:
-        ready = yield from track.do(Step.AWAIT_STANDBY)
+    ready = yield from _stand_by(track)
+    ready = ready and track.picture.new is Wing.STANDBY
     if ready:
         if track.picture.old is Old.SERVING:
             yield from track.do(Step.FREEZE)
@@ -207,6 +208,13 @@ def _prepare(track: _Track) -> Generator[Step, bool, Verdict | None]:
     if asked:
         yield from track.do(Step.THAW)
     return Verdict.UNTOUCHED
+
+
+def _stand_by(track: _Track) -> Generator[Step, bool, bool]:
+    """Start the new one if there is none yet; false if it came to nothing."""
+    if track.picture.new is Wing.ABSENT and not (yield from track.do(Step.START_NEW)):
+        return False
+    return track.picture.new is not Wing.STARTED or (yield from track.do(Step.AWAIT_STANDBY))
 
 
 def _replace(track: _Track) -> Generator[Step, bool, Verdict | None]:

@@ -592,6 +592,40 @@ def test_handoff(hanger: ScriptedHanger) -> None:
     assert hanger.logged().count(f"binary={new}") >= 2
 
 
+def test_handoff_out_of_a_crash_loop(hanger: ScriptedHanger) -> None:
+    """Nobody serves: the new one adopts what is held, and is what is started from then on."""
+    hanger.start()
+    client = hanger.client()
+    before = client.who()
+    hanger.script(exit=3)
+    os.kill(before.pid, signal.SIGKILL)
+    wait_until(lambda: hanger.status().pgbouncer.state is ServiceState.CRASH_LOOP, "a crash loop")
+    other = hanger.directory / "other"
+    other.mkdir()
+    hanger.script(other)
+    ini = hanger.write_ini(other / "pgbouncer.ini")
+    report = hanger.control.handoff(ini=ini)
+    assert report.lost == {}
+    assert client.who().pid == report.pid
+    os.kill(report.pid, signal.SIGKILL)
+    assert client.who().pid != report.pid
+
+
+def test_handoff_that_does_not_help_in_a_crash_loop(hanger: ScriptedHanger) -> None:
+    hanger.start()
+    client = hanger.client()
+    hanger.script(exit=3)
+    os.kill(client.who().pid, signal.SIGKILL)
+    wait_until(lambda: hanger.status().pgbouncer.state is ServiceState.CRASH_LOOP, "a crash loop")
+    other = hanger.directory / "other"
+    other.mkdir()
+    hanger.script(other, exit=4)
+    with pytest.raises(RequestFailedError, match=r"exit status 4\); nobody serves at the moment"):
+        hanger.control.handoff(ini=hanger.write_ini(other / "pgbouncer.ini"))
+    hanger.script()
+    assert client.who().incarnation == 2
+
+
 def test_handoff_to_something_that_does_not_start(hanger: ScriptedHanger) -> None:
     hanger.start()
     client = hanger.client()
@@ -651,7 +685,7 @@ def test_handoff_of_nothing(hanger: ScriptedHanger) -> None:
     hanger.script(exit=1)
     hanger.start(wait=False)
     hanger.wait_state(ServiceState.CRASH_LOOP)
-    with pytest.raises(RequestFailedError, match="no pgbouncer is active"):
+    with pytest.raises(RequestFailedError, match="nobody serves at the moment"):
         hanger.control.handoff()
 
 

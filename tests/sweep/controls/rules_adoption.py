@@ -93,7 +93,7 @@ RULES = (
                 "\tif (bytes || sk->keeper_flush_due)",
             ),
         ),
-        Hunt(workload("contention"), partial(again, range(112, 130), range(70, 100, 2))),
+        Hunt(workload("contention"), partial(again, range(112, 130), range(40, 100, 2))),
         "the first commit of the successor says that all the others are paused",
     ),
     Broken(

@@ -88,6 +88,24 @@ def test_all_goes_well() -> None:
     assert picture == Picture(Old.DEAD, Wing.ACTIVE, Wing.ABSENT, kept=True)
 
 
+def test_where_nobody_serves_the_new_one_does() -> None:
+    nobody = Picture(Old.DEAD)
+    steps, picture, verdict = run((True,) * 5, nobody)
+    assert verdict is Verdict.REPLACED
+    assert steps == [
+        Step.START_NEW,
+        Step.AWAIT_STANDBY,
+        Step.ACTIVATE_NEW,
+        Step.AWAIT_READY,
+        Step.KEEP_NEW,
+    ]
+    assert picture == Picture(Old.DEAD, Wing.ACTIVE, kept=True)
+    for path in all_paths(nobody):
+        _, end, how = run(path, nobody)
+        assert how is not None
+        assert ENDS[how](end)
+
+
 def test_there_are_ways_to_every_verdict() -> None:
     assert {run(path)[2] for path in PATHS} == set(Verdict)
 
