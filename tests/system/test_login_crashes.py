@@ -210,7 +210,7 @@ def test_a_new_hanger_keeps_the_address_out_too(keeper: Keeper) -> None:
         # Two were crashes by the old one's count: the third closes the doors at once.
         before = keeper.status().pgbouncer.incarnation
         assert attack(keeper) == "57P03"
-        assert keeper.status().pgbouncer.incarnation == before + 1
+        assert keeper.wait_active().pgbouncer.incarnation == before + 1
         assert session.query("SELECT 1") == [("1",)]
 
 
