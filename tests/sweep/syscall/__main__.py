@@ -88,7 +88,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="ini")
     parser.add_argument("--standby", action="store_true")
     parser.add_argument("--at-most", type=int, default=10, help="differences of one workload")
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = set(options.workload) - {workload.name for workload in WORKLOADS}
+    if unknown:
+        parser.error(f"no such workload: {', '.join(sorted(unknown))}")
+    return options
 
 
 if __name__ == "__main__":

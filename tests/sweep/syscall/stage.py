@@ -142,6 +142,14 @@ class Stage:
 
         self._await_hanger(f"one server, {state}", reached)
 
+    def await_idle(self) -> None:
+        """Return as soon as all servers are idle: no request to cancel is under way any more."""
+
+        def reached() -> bool:
+            return {s.state for s in self._keeper.sessions() if s.kind == "server"} == {"idle"}
+
+        self._await_hanger("idle servers", reached)
+
     def console(self, command: str) -> list[tuple[str | None, ...]]:
         """Run a console command in a session of its own; its rows. Raises `LostError`."""
         return ask_console(self.port, command)

@@ -188,6 +188,8 @@ def _cancel_comes(stage: Stage) -> None:
     with stage.while_nobody_serves(b.send_cancel):
         a.ask(query("SELECT 'while a cancel comes'"))
     b.ready()
+    # Its server is given to nobody as long as the request to cancel is being closed.
+    stage.await_idle()
     b.ask(query(act("b")))
     a.ask(query(act("a")))
 
