@@ -71,7 +71,10 @@ async def _run(
 ) -> int:
     loop = asyncio.get_running_loop()
     settings = Settings(
-        supervise=options.supervise, standby=options.standby, hold_timeout=options.hold_timeout
+        supervise=options.supervise,
+        standby=options.standby,
+        hold_timeout=options.hold_timeout,
+        hang_timeout=options.hang_timeout,
     )
     service = Service(loop, settings, ini, launch, options.allow_uids, kept)
     admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)

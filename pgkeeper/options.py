@@ -11,10 +11,21 @@ from pgkeeper.errors import PgkeeperError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DEFAULT_HOLD_TIMEOUT", "RunOptions", "UnknownUserError", "uid_of"]
+__all__ = [
+    "DEFAULT_HANG_TIMEOUT",
+    "DEFAULT_HOLD_TIMEOUT",
+    "LEAST_HANG_TIMEOUT",
+    "RunOptions",
+    "UnknownUserError",
+    "uid_of",
+]
 
 #: Seconds that sessions are held while no pgbouncer serves them.
 DEFAULT_HOLD_TIMEOUT = 60.0
+#: Seconds that the heartbeat of a pgbouncer that serves may stand still; one that has nothing to do
+#: shows three in a second, so that less than a second would be no sign.
+DEFAULT_HANG_TIMEOUT = 5.0
+LEAST_HANG_TIMEOUT = 1.0
 
 _UID_MAX = 2**32 - 2  # (uid_t)-1 means "no user" to the kernel
 
@@ -55,6 +66,7 @@ class RunOptions:
     - `supervise`: start pgbouncer, and start it again when it dies.
     - `allow_users`: names or uids, besides root, our own and pgbouncer's, that may connect.
     - `hold_timeout`: seconds to hold sessions while nobody serves them; 0 means for ever.
+    - `hang_timeout`: seconds without a heartbeat after which pgbouncer is replaced; 0 means never.
     - `log_json`, `log_level`: see `pgkeeper.log.configure`.
     """
 
@@ -65,6 +77,7 @@ class RunOptions:
     supervise: bool = True
     allow_users: tuple[str, ...] = ()
     hold_timeout: float = DEFAULT_HOLD_TIMEOUT
+    hang_timeout: float = DEFAULT_HANG_TIMEOUT
     log_json: bool = False
     log_level: str = "info"
 

@@ -26,6 +26,8 @@ UNIT: Final = 64
 INLINE_REQUESTS: Final = 22
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
+HANDLED_TOKEN: Final = 1 << 62
+"""Set in `KeeperHeader.handled` where it is a token."""
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
 IOBUF_HEAD: Final = 16
@@ -246,7 +248,8 @@ HEADER: Final = Layout(
         generation=U64,
         spare1=bytes_(40),
         incarnation=U64,
-        spare2=bytes_(56),
+        handled=U64,
+        spare2=bytes_(48),
         commit=U64,
         act=array(2, ACT),
         spare3=bytes_(56),
@@ -254,7 +257,8 @@ HEADER: Final = Layout(
         server_token=U64,
         query_id=U64,
         socket_id=U64,
-        spare4=bytes_(32),
+        died_of=U32,
+        spare4=bytes_(28),
         read=array(READS, READ),
     ),
 )

@@ -73,11 +73,17 @@ class RawClient:
     The constructor only connects the socket: `start_up` sends the StartupMessage and
     `finish_login` reads on, so a test can stop between the two. `login` does both. Knows trust,
     cleartext and MD5 passwords. `receive_buffer` is SO_RCVBUF: little of it, and who sends to a
-    client that does not read must soon wait.
+    client that does not read must soon wait. `source` is an address of this machine to come from.
     """
 
     def __init__(
-        self, host: str, port: int, *, timeout: float = 10.0, receive_buffer: int = 0
+        self,
+        host: str,
+        port: int,
+        *,
+        timeout: float = 10.0,
+        receive_buffer: int = 0,
+        source: str = "",
     ) -> None:
         self.address = (host, port)
         self.timeout = timeout
@@ -86,7 +92,10 @@ class RawClient:
         if receive_buffer:
             # Before the connection: its window is agreed on then.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.source = source
         try:
+            if source:
+                self.socket.bind((source, 0))
             self.socket.connect(self.address)
         except BaseException:
             self.socket.close()
@@ -236,7 +245,13 @@ class RawClient:
 
     def cancel(self) -> None:
         """Send a CancelRequest with this session's key; see `send_cancel`."""
-        send_cancel(self.address, self.backend_pid, self.cancel_key, timeout=self.timeout)
+        send_cancel(
+            self.address,
+            self.backend_pid,
+            self.cancel_key,
+            timeout=self.timeout,
+            source=self.source,
+        )
 
     def close(self) -> None:
         """Send Terminate, if the peer still listens, and close."""
@@ -245,12 +260,19 @@ class RawClient:
         self.socket.close()
 
 
-def send_cancel(address: tuple[str, int], pid: int, key: bytes, *, timeout: float = 10.0) -> None:
+def send_cancel(
+    address: tuple[str, int],
+    pid: int,
+    key: bytes,
+    *,
+    timeout: float = 10.0,
+    source: str = "",
+) -> None:
     """Send a CancelRequest on a connection of its own and wait until the peer has closed it.
 
     PostgreSQL gives no answer to it; the canceled statement's session gets the error.
     """
-    with socket.create_connection(address, timeout) as other:
+    with socket.create_connection(address, timeout, (source, 0) if source else None) as other:
         other.sendall(frontend("", struct.pack("!ii", _CANCEL_CODE, pid) + key))
         with contextlib.suppress(ConnectionResetError):
             other.recv(1)

@@ -20,8 +20,10 @@ from pgkeeper.control.protocol import admin_path
 from pgkeeper.control.report import (
     AdoptionStatus,
     BouncerStatus,
+    CrashStatus,
     HandoffReport,
     HangerStatus,
+    QuarantineStatus,
     ReleaseReport,
     Session,
     SessionStatus,
@@ -44,6 +46,9 @@ STATUS = Status(
     pgbouncer=BouncerStatus(state=ServiceState.ACTIVE, pid=4712, incarnation=3, standby_pid=4720),
     sessions=SessionStatus(clients_held=12, servers_held=1, unheld={"tls": 2, "ledger-full": 0}),
     adoptions=AdoptionStatus(count=2, last_ms=3.4375, sessions_lost=1),
+    crashes=CrashStatus(
+        hangs=1, quarantine=QuarantineStatus(ended={"crash": 2}, logins_refused=3, addresses=1)
+    ),
 )
 
 SESSIONS = (

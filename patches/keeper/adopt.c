@@ -291,6 +291,9 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	uint32_t slot;
 
 	reset_time_cache();
+	/* from now on we are who may crash */
+	keeper_last_words();
+	keeper_handles_nobody();
 	keeper_adoptee = calloc(n_slots + 1, sizeof(*keeper_adoptee));
 	list = calloc(n_slots + 1, sizeof(*list));
 	changed_pool = calloc(n_slots + 1, sizeof(*changed_pool));
@@ -314,8 +317,11 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	keeper_read_facts(changed_pool, &n_changed);
 
 	/* decide who can go on */
-	for (slot = 1; slot <= n_slots; slot++)
+	for (slot = 1; slot <= n_slots; slot++) {
+		keeper_store.header->handled = slot;
 		keeper_judge(slot, &act);
+	}
+	keeper_handles_nobody();
 	keeper_judge_links();
 
 	/* rebuild; what turns out damaged now takes its partner along */
@@ -325,12 +331,14 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 
 		if (!keeper_is_socket(&a->copy) && a->copy.kind != KEEPER_CLOSING)
 			continue;
+		keeper_store.header->handled = slot;
 		keeper_adopt_local(slot);
 		if (keeper_is_socket(&a->copy) && !a->lost)
 			a->sk = keeper_rebuild(slot);
 		if (a->copy.kind == KEEPER_CLOSING && keeper_local[slot].outbox)
 			keeper_settle_closing(slot, &act);
 	}
+	keeper_handles_nobody();
 	keeper_catalogs_end();
 	keeper_judge_links();
 

@@ -23,6 +23,7 @@
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
 #define KEEPER_INLINE_REQUESTS	22
+#define KEEPER_HANDLED_TOKEN	(1ULL << 62)	/* KeeperHeader.handled is a token: of a socket without a slot */
 #define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
@@ -171,9 +172,14 @@ struct KeeperHeader {
 
 	/* the hanger writes, pgbouncer obeys: a stale incarnation stops at once */
 	uint64_t incarnation;
-	uint8_t spare2[56];
+	/*
+	 * Here and below pgbouncer writes.  Whose event is being handled: a slot, a
+	 * token with KEEPER_HANDLED_TOKEN, or 0; in this line, because each commit reads it.
+	 */
+	uint64_t handled;
+	uint8_t spare2[48];
 
-	/* pgbouncer writes; a line of its own */
+	/* a line of its own */
 	uint64_t commit;	/* the commit word */
 	struct KeeperActRecord act[2];
 	uint8_t spare3[56];
@@ -182,7 +188,8 @@ struct KeeperHeader {
 	uint64_t server_token;	/* last token pgbouncer made itself */
 	uint64_t query_id;	/* last PGBOUNCER_n ever used */
 	uint64_t socket_id;	/* last PgSocket.id ever used */
-	uint8_t spare4[32];
+	uint32_t died_of;	/* number of the signal, if it was one of a crash */
+	uint8_t spare4[28];
 
 	struct KeeperRead read[KEEPER_READS];
 };

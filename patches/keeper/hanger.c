@@ -26,6 +26,8 @@
 #define RECONNECT_INTERVAL	200000	/* microseconds */
 #define MAX_LISTENERS		KEEPER_BATCH
 #define MAX_CATALOG		400	/* statements of a client that every one may have */
+/* one that stands still on demand shows so often that it lives, milliseconds */
+#define FROZEN_BEAT		200
 
 extern uint8_t mock_auth_nonce[32];
 extern bool mock_auth_nonce_initialized;
@@ -316,7 +318,8 @@ static void freeze(const struct KeeperFreeze *wish)
 	while (frozen && keeper_control_fd >= 0) {
 		struct pollfd p = { keeper_control_fd, POLLIN, 0 };
 
-		if (poll(&p, 1, -1) > 0)
+		keeper_beat();
+		if (poll(&p, 1, FROZEN_BEAT) > 0)
 			read_message();
 	}
 	frozen = false;

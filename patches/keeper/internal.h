@@ -117,6 +117,13 @@ void keeper_local_setup(void);
 extern uint64_t keeper_accept_token;
 
 /*
+ * crash.c
+ */
+
+/* from now on a crash says in the ledger that it was one */
+void keeper_last_words(void);
+
+/*
  * acts.c
  */
 
@@ -140,6 +147,8 @@ void keeper_pend(uint32_t slot);
 void keeper_settle(void);
 /* something has happened that could not be done again */
 void keeper_commit_at_loop_end(void);
+/* the hanger's watchdog sees that we live */
+void keeper_beat(void);
 /* after an adoption: have the janitor come sooner than he would, and set the options of the sockets anew */
 void keeper_maintain_soon(void);
 

@@ -252,3 +252,28 @@ void keeper_unsettle(PgSocket *sk)
 {
 	keeper_local[sk->keeper_slot].calm = false;
 }
+
+/*
+ * Callbacks within callbacks: what comes after the inner one is the outer
+ * one's again.
+ */
+
+#define MAX_NESTED	16
+
+static uint64_t outer[MAX_NESTED];
+
+void keeper_handles_inner(void)
+{
+	unsigned depth = keeper_store.handling - 2;
+
+	if (depth < MAX_NESTED)
+		outer[depth] = keeper_store.header->handled;
+}
+
+void keeper_handles_outer(void)
+{
+	unsigned depth = keeper_store.handling - 1;
+
+	if (depth < MAX_NESTED)
+		keeper_store.header->handled = outer[depth];
+}

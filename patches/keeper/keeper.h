@@ -64,6 +64,34 @@ static inline void keeper_mark(PgSocket *sk)
 		keeper_mark_clean(sk);
 }
 
+/* for those around callbacks alone: one begins within another, one within another has returned */
+void keeper_handles_inner(void);
+void keeper_handles_outer(void);
+
+/* who is to blame should we crash */
+static inline void keeper_handles(PgSocket *sk)
+{
+	if (!keeper_store.header)
+		return;
+	if (unlikely(keeper_store.handling++ > 0))
+		keeper_handles_inner();
+	keeper_store.header->handled = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
+}
+
+/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
+static inline void keeper_handled(void)
+{
+	if (keeper_store.header && unlikely(--keeper_store.handling > 0))
+		keeper_handles_outer();
+}
+
+/* what comes now is no socket's event */
+static inline void keeper_handles_nobody(void)
+{
+	if (keeper_store.header)
+		keeper_store.header->handled = 0;
+}
+
 /*
  * Around every protocol callback: what it may change is marked.  Marking too
  * much is safe; a nested act may commit, and thereby unmark, what the outer
@@ -77,6 +105,7 @@ static inline void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	keeper_handles(sk);
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 	if (event == SBUF_EV_FLUSH)
@@ -90,6 +119,7 @@ static inline void keeper_after_proto(SBuf *sbuf)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
+	keeper_handled();
 	keeper_mark(sk);
 	keeper_mark(sk->link);
 }

@@ -290,13 +290,22 @@ static void forward_to_peers(void)
 	}
 }
 
+void keeper_beat(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	__atomic_store_n(&keeper_store.header->heartbeat,
+			 (uint64_t)now.tv_sec * USEC + now.tv_nsec / 1000, __ATOMIC_RELAXED);
+}
+
 void keeper_loop_end(void)
 {
 	static usec_t statistics_due;
-	struct timespec now;
 
 	if (!keeper_on)
 		return;
+	keeper_handles_nobody();
 	forward_to_peers();
 	finish_pending();
 	first_loop = false;
@@ -316,7 +325,5 @@ void keeper_loop_end(void)
 		at_once = false;
 	}
 
-	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-	__atomic_store_n(&keeper_store.header->heartbeat,
-			 (uint64_t)now.tv_sec * USEC + now.tv_nsec / 1000, __ATOMIC_RELAXED);
+	keeper_beat();
 }

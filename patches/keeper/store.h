@@ -35,7 +35,8 @@ struct KeeperStore {
 	uint64_t watermark;		/* goes into the next commit */
 	uint64_t incarnation;		/* ours; another one in the header stops us */
 	uint32_t n_dirty;
-	uint32_t n_reads;		/* noted since the last commit */
+	uint16_t n_reads;		/* noted since the last commit */
+	uint16_t handling;		/* events, one within another: the user's own count */
 
 	/* of each IOBuf that comes and goes: another */
 	uint8_t *iobuf;			/* first byte of IOBuf 1 */

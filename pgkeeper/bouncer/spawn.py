@@ -94,6 +94,11 @@ class Exit:
         return cls(signal=-returncode) if returncode < 0 else cls(code=returncode)
 
     @property
+    def known(self) -> bool:
+        """Whether anything is known of it."""
+        return self.code is not None or self.signal is not None
+
+    @property
     def by_itself(self) -> bool:
         """Whether the process is to blame: an error status, or a signal that nobody sends.
 

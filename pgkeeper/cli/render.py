@@ -29,7 +29,7 @@ _HEADINGS = ("TOKEN", "KIND", "USER@DATABASE", "STATE", "HELD", "DOING", "LINKED
 def status_text(status: Status, warnings: Iterable[str]) -> str:
     """`pgkeeper status`, several lines; the warnings stand last, where they are seen."""
     hanger, pgbouncer = status.hanger, status.pgbouncer
-    sessions, adoptions = status.sessions, status.adoptions
+    sessions, adoptions, crashes = status.sessions, status.adoptions, status.crashes
     process = f", pid {pgbouncer.pid}" if pgbouncer.pid is not None else ""
     standby = f", standby pid {pgbouncer.standby_pid}" if pgbouncer.standby_pid is not None else ""
     last = f", the last took {adoptions.last_ms:.1f} ms" if adoptions.last_ms is not None else ""
@@ -50,6 +50,15 @@ def status_text(status: Status, warnings: Iterable[str]) -> str:
             f"{adoptions.count}{last}, {plural(adoptions.sessions_lost, 'session')} lost",
         ),
     ]
+    if crashes.hangs:
+        rows.append(("watchdog", f"{plural(crashes.hangs, 'hanging pgbouncer')} killed"))
+    quarantine = crashes.quarantine
+    if quarantine.ended or quarantine.logins_refused or quarantine.addresses:
+        text = f"sessions ended: {counts(quarantine.ended) or 'none'}"
+        refused = plural(quarantine.logins_refused, "login")
+        rows.append(
+            ("crashes", f"{text}; {refused} refused, addresses kept out: {quarantine.addresses}")
+        )
     width = max(len(label) for label, _ in rows)
     lines = [f"{label:<{width}}  {text}" for label, text in rows]
     return "\n".join(lines + warnings_text(warnings))

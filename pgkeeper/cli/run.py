@@ -13,7 +13,14 @@ import click
 from pgkeeper import log
 from pgkeeper.config import BouncerIni
 from pgkeeper.errors import PgkeeperError
-from pgkeeper.options import DEFAULT_HOLD_TIMEOUT, RunOptions, UnknownUserError, uid_of
+from pgkeeper.options import (
+    DEFAULT_HANG_TIMEOUT,
+    DEFAULT_HOLD_TIMEOUT,
+    LEAST_HANG_TIMEOUT,
+    RunOptions,
+    UnknownUserError,
+    uid_of,
+)
 
 if TYPE_CHECKING:
     from pgkeeper.takeover.heir import Heir
@@ -37,6 +44,12 @@ class _BinaryError(PgkeeperError):
 def _seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise click.BadParameter("must be a number of seconds, 0 or more")
+    return value
+
+
+def _hang_seconds(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if _seconds(ctx, param, value) and value < LEAST_HANG_TIMEOUT:
+        raise click.BadParameter(f"must be 0, or at least {LEAST_HANG_TIMEOUT:g}")
     return value
 
 
@@ -82,6 +95,14 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=_seconds,
     help="Seconds to hold sessions while no pgbouncer serves them; 0: for ever.",
 )
+@_option(
+    "--hang-timeout",
+    type=float,
+    default=DEFAULT_HANG_TIMEOUT,
+    show_default=True,
+    callback=_hang_seconds,
+    help="Seconds without a heartbeat after which pgbouncer is replaced; 0: never.",
+)
 @click.option(
     "--takeover",
     is_flag=True,
@@ -106,6 +127,7 @@ def command(
     supervise: bool,
     allow_user: tuple[str, ...],
     hold_timeout: float,
+    hang_timeout: float,
     takeover: bool,
     log_json: bool,
     log_level: str,
@@ -148,6 +170,7 @@ def command(
         standby = standby if said("standby") else old.standby
         supervise = supervise if said("supervise") else old.supervise
         hold_timeout = hold_timeout if said("hold_timeout") else old.hold_timeout
+        hang_timeout = hang_timeout if said("hang_timeout") else old.hang_timeout
         allow_user = allow_user or tuple(map(str, old.allow_uids))
     if ini is None:
         raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--ini'")
@@ -167,6 +190,7 @@ def command(
                 supervise=supervise,
                 allow_users=allow_user,
                 hold_timeout=hold_timeout,
+                hang_timeout=hang_timeout,
                 log_json=log_json,
                 log_level=log_level,
             ),

@@ -8,10 +8,13 @@ from pgkeeper.states import ServiceState
 
 __all__ = [
     "AdoptionStatus",
+    "Blame",
     "BouncerStatus",
     "Counts",
+    "CrashStatus",
     "HandoffReport",
     "HangerStatus",
+    "QuarantineStatus",
     "ReleaseReport",
     "Session",
     "SessionStatus",
@@ -77,6 +80,49 @@ class Counts:
     sessions_lost: int
     ready_once: bool
     vacant_since: float | None
+    hangs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """What a quarantine remembers, for the hanger that takes over; no part of any report.
+
+    - `last`: the token of who was blamed for the last death; None if nobody was.
+    - `ended`: when the last sessions were ended, in seconds of CLOCK_MONOTONIC.
+    - `counts`: how many were ended, by reason; `refused`: how many logins were refused.
+    """
+
+    last: int | None = None
+    ended: list[float] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineStatus:
+    """Since the hanger started, and now.
+
+    - `ended`: sessions of whose bytes pgbouncer died again and again, by reason ("crash", "loop",
+      and "login" for those that had not logged in yet).
+    - `logins_refused`: new connections from addresses whose logins crash it.
+    - `addresses`: how many such addresses may not log in at the moment.
+    """
+
+    ended: dict[str, int] = field(default_factory=dict)
+    logins_refused: int = 0
+    addresses: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CrashStatus:
+    """What was done about a pgbouncer that misbehaved, since the hanger started.
+
+    - `hangs`: how often one was killed because its heartbeat stood still.
+    - `quarantine`: what was done about those of whose bytes one died.
+    """
+
+    hangs: int = 0
+    quarantine: QuarantineStatus = field(default_factory=QuarantineStatus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +133,7 @@ class Status:
     pgbouncer: BouncerStatus
     sessions: SessionStatus
     adoptions: AdoptionStatus
+    crashes: CrashStatus = field(default_factory=CrashStatus)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from pgkeeper.control.report import (
     AdoptionStatus,
     BouncerStatus,
     Counts,
+    CrashStatus,
     HandoffReport,
     HangerStatus,
     Session,
@@ -26,6 +27,7 @@ from protocol.control import Lost
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pgkeeper.control.report import QuarantineStatus
     from pgkeeper.hanger.census import Census
     from pgkeeper.hanger.holdings import Holdings
     from pgkeeper.hanger.process import Process
@@ -45,6 +47,7 @@ class Accounts:
         self._count = 0
         self._last_pause: float | None = None
         self._sessions_lost = 0
+        self._hangs = 0
 
     def counts(self) -> Counts:
         """What another hanger needs to go on counting."""
@@ -54,6 +57,7 @@ class Accounts:
             self._sessions_lost,
             self._ready_once,
             self._vacant_since,
+            self._hangs,
         )
 
     def inherit(self, counts: Counts) -> None:
@@ -63,10 +67,15 @@ class Accounts:
         self._sessions_lost = counts.sessions_lost
         self._ready_once = counts.ready_once
         self._vacant_since = counts.vacant_since
+        self._hangs = counts.hangs
 
     def vacant(self, now: float) -> None:
         """The one that served is dead."""
         self._vacant_since = now
+
+    def hung(self) -> None:
+        """The one that serves was found hanging."""
+        self._hangs += 1
 
     def vacancy(self, now: float) -> float:
         """For how long nobody has served; 0 before anybody did."""
@@ -87,7 +96,13 @@ class Accounts:
         self._vacant_since = None
 
     def status(
-        self, now: float, census: Census, holdings: Holdings, *, crash_looping: bool
+        self,
+        now: float,
+        census: Census,
+        holdings: Holdings,
+        *,
+        crash_looping: bool,
+        quarantine: QuarantineStatus,
     ) -> Status:
         """How things are now."""
         owner = census.owner
@@ -108,6 +123,7 @@ class Accounts:
                 self.last_pause_ms if self._count else None,
                 self._sessions_lost,
             ),
+            CrashStatus(self._hangs, quarantine),
         )
 
 

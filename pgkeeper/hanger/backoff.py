@@ -50,6 +50,11 @@ class Backoff:
         """Count a start that was not even possible, so that no death will follow it."""
         self._wait(max(self._history.died(0.0, crashed=True), _NOT_STARTED))
 
+    def forgive(self) -> None:
+        """What the last ones died of is gone: the next one starts at once."""
+        self.cancel()
+        self._history.short_lives = 0
+
     def cancel(self) -> None:
         """Wait no longer, and do not call `on_due`."""
         if self._timer is not None:

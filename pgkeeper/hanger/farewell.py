@@ -18,12 +18,12 @@ from protocol import fatal_error
 from protocol.ledger import LedgerDamaged, at_message_boundary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pgkeeper.hanger.vault import Vault
     from protocol.ledger import Copy, LedgerView
 
-__all__ = ["ADMIN_SHUTDOWN", "HOLD_TIMEOUT", "Ended", "end_sessions"]
+__all__ = ["ADMIN_SHUTDOWN", "HOLD_TIMEOUT", "Ended", "end_session", "end_sessions"]
 
 #: SQLSTATE and text (appendix "PostgreSQL Error Codes": admin_shutdown, cannot_connect_now); the
 #: former as patches/keeper/hanger.c says it.
@@ -67,6 +67,36 @@ async def end_sessions(vault: Vault, view: LedgerView | None, error: tuple[str, 
     for token in tokens:
         vault.release(token)
     return Ended(told, len(clients) - told)
+
+
+def end_session(
+    vault: Vault, view: LedgerView, slot: int | None, tokens: Iterable[int], error: tuple[str, str]
+) -> bool:
+    """Send `error` to the client among `tokens`, if any, and close the sockets of all of them.
+
+    On the same conditions as `end_sessions`.  `slot` is that client's, None if the ledger does not
+    know it.  Says whether the client could be told.
+    """
+    told = False
+    for token in tokens:
+        held = vault.get(token)
+        if held is None:
+            continue
+        if is_server(token):
+            _hang_up(held)
+        else:
+            told = _end(held, view, slot, fatal_error(*error))
+        vault.release(token)
+    return told
+
+
+def _hang_up(held: Held) -> None:
+    connection = socket.socket(fileno=held.fd)
+    try:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+    finally:
+        connection.detach()
 
 
 def _slots(view: LedgerView) -> Iterator[tuple[int, int]]:

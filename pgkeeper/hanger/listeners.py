@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pgkeeper.hanger.binding import AddressInUseError, CannotListenError, bind, tune_accept
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.fdstore import listener_name
+from pgkeeper.hanger.login_guard import UNIX
 from pgkeeper.log import Event, get_logger
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Pause(Enum):
 
 
 class Listeners:
-    """Accepts clients and gives each raw descriptor, and whether it is a Unix one, to `on_client`.
+    """Accepts clients and gives each to `on_client`: raw descriptor, whether it is Unix, address.
 
     `has_room` is asked before each accept; when it says no, accepting pauses until `retry`.
     """
@@ -72,7 +73,7 @@ class Listeners:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        on_client: Callable[[int, bool], None],
+        on_client: Callable[[int, bool, str], None],
         has_room: Callable[[], bool],
     ) -> None:
         self._loop = loop
@@ -243,7 +244,7 @@ class Listeners:
                 self.pause(Pause.FULL)
                 return
             try:
-                client, _ = listener.accept()
+                client, address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
@@ -251,7 +252,7 @@ class Listeners:
                     continue
                 self._exhausted(error)
                 return
-            self._on_client(client.detach(), unix)
+            self._on_client(client.detach(), unix, UNIX if unix else address[0])
 
     def _exhausted(self, error: OSError) -> None:
         if error.errno != errno.EINVAL:  # pgbouncer has shut it down, and says so next: DRAINING

@@ -31,8 +31,9 @@ class Process:
 
     `on_death(process)` comes once, when the kernel says that it has ended.  `reserved` keeps it
     from being activated by anybody but the handoff that started it; `dismissed` says that we
-    wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it.  `end`
-    is how it ended, None while it lives; `formats` the ledger's that it knows, None before HELLO.
+    wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it; `looped`
+    that it ran for ever then.  `end` is how it ended, None while it lives; `formats` the ledger's
+    that it knows, None before HELLO.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Process:
         self.dismissed = False
         self.said_farewell = False
         self.faulty = False
+        self.looped = False
         self.end: Exit | None = None
         self._began = loop.time()
         self._loop = loop

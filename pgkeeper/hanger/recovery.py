@@ -140,6 +140,7 @@ class Kept:
             vault.add(token, fd, unix=unix)
         self.sockets = {}
         self.listen(supervisor)
+        supervisor.quarantine.recall()
         # Since when nobody serves is not known: since now is too late, and harms no one.
         supervisor.accounts.inherit(Counts(0, None, 0, bool(header.incarnation), now))
         log.info(

@@ -20,6 +20,7 @@ from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
 from pgkeeper.hanger.listeners import Pause
 from pgkeeper.hanger.supervisor import Supervisor
+from pgkeeper.hanger.watchdog import Watchdog
 from pgkeeper.log import Event, get_logger
 from pgkeeper.options import uid_of
 from pgkeeper.states import ProcessState
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from pgkeeper.bouncer.inspection import Sighting
     from pgkeeper.control.report import HandoffReport, Session, Status
     from pgkeeper.hanger.addresses import Address
+    from pgkeeper.hanger.process import Process
     from pgkeeper.hanger.recovery import Kept
     from pgkeeper.hanger.settings import Settings
 
@@ -98,6 +101,13 @@ class Service:
             self.supervisor.holdings.vault.store = self.store
             self.supervisor.listeners.store = self.store
             self.store.know(kept.names if kept is not None else ())
+        self._watchdog = Watchdog(
+            loop,
+            settings.hang_timeout,
+            lambda: self.supervisor.census.owner,
+            self._heartbeat,
+            self._hangs,
+        )
         self._socket = KeeperSocket(
             loop, launch.socket, self.allowed_uids, self.supervisor.reception.connected
         )
@@ -130,11 +140,13 @@ class Service:
         """Go on as the hanger: `door` is the keeper socket's, the supervisor has all else."""
         self._socket.inherit(door)
         self._began()
+        self._watchdog.start()
         self.supervisor.open()
 
     def abandon(self) -> None:
         """Another hanger has everything: let go of ours, end nothing."""
         self.handed_over = True
+        self._watchdog.stop()
         self._socket.close(unlink=False)
         self.supervisor.abandon()
         self.ended.set()
@@ -160,6 +172,7 @@ class Service:
             restored = await self._restore(self._kept)
         elif self._left_behind:
             await self._wait_for_return(self._settings.patience.left_behind)
+        self._watchdog.start()
         if not (restored and len(self.supervisor.listeners)):
             await self._listen(self._wanted)
         self.supervisor.open()
@@ -182,6 +195,23 @@ class Service:
         finally:
             kept.close()
         return True
+
+    def _heartbeat(self) -> int | None:
+        segment = self.supervisor.holdings.segment
+        return None if segment is None else segment.heartbeat
+
+    def _hangs(self, process: Process, sighting: Sighting | None) -> None:
+        """Its heartbeat has stood still: only its death lets another one go on."""
+        log.error(
+            HangerEvent.BOUNCER_HANGS,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            state=process.state.value,
+            kernel_state=None if sighting is None else sighting.state,
+        )
+        self.supervisor.accounts.hung()
+        process.looped = sighting is not None and sighting.runnable
+        process.kill(f"no heartbeat for {self._settings.hang_timeout:g} s")
 
     def _drained(self) -> None:
         """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.
@@ -246,6 +276,7 @@ class Service:
             return
         notify("STOPPING=1")
         log.info(Event.HANGER_STOPPING)
+        self._watchdog.stop()
         if self._again is not None:
             self._again.cancel()
         leave_owner = leave_owner and self.supervisor.census.owner is not None
@@ -277,6 +308,7 @@ class Service:
             supervisor.census,
             supervisor.holdings,
             crash_looping=supervisor.crashes.looping,
+            quarantine=supervisor.quarantine.status(supervisor.refusals.count),
         )
 
     def warnings(self) -> Sequence[str]:

@@ -38,9 +38,11 @@ class Settings:
 
     `supervise`: start pgbouncer whenever none serves.  `standby`: keep a second one started and
     waiting.  `hold_timeout`: seconds that sessions are held while nobody serves; 0: for ever.
+    `hang_timeout`: seconds that the heartbeat of one that serves may stand still; 0: for ever.
     """
 
     supervise: bool = True
     standby: bool = True
     hold_timeout: float = 60.0
+    hang_timeout: float = 5.0
     patience: Patience = field(default_factory=Patience)

@@ -18,7 +18,9 @@ from pgkeeper.hanger.holdings import Holdings
 from pgkeeper.hanger.limits import Room
 from pgkeeper.hanger.listeners import Listeners, Pause
 from pgkeeper.hanger.process import Process
+from pgkeeper.hanger.quarantine import Quarantine
 from pgkeeper.hanger.reception import Reception
+from pgkeeper.hanger.refusals import Refusals
 from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
@@ -65,6 +67,8 @@ class Supervisor:
         self.holdings = Holdings()
         self.accounts = Accounts(loop.time())
         self.room = Room(ini.max_client_conn)
+        self.quarantine = Quarantine(loop.time, self.holdings)
+        self.refusals = Refusals(loop)
         self.listeners = Listeners(loop, self._client, self._has_room)
         self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
         self.crashes = Backoff(loop, self.arrange)
@@ -268,6 +272,8 @@ class Supervisor:
             else:
                 self.standby_trouble = process.refused or f"it ended ({end})"
                 self._standby_crashes.died(process)
+        if owner and self.quarantine.judge(process):
+            self.crashes.forgive()
         if process.said_farewell and self.settings.supervise and not self._stopping:
             self._on_end()
             return
@@ -365,8 +371,15 @@ class Supervisor:
     def _has_room(self) -> bool:
         return self.room.for_client(self.holdings.vault, down=self.census.owner is None)
 
-    def _client(self, fd: int, unix: bool) -> None:
-        held = self.holdings.vault.new_client(fd, unix=unix)
+    def _client(self, fd: int, unix: bool, peer: str) -> None:
+        error = self.quarantine.refusal(peer)
+        if error is not None:
+            self.refusals.refuse(fd, error, lambda canceller: self._let_in(canceller, unix, peer))
+        else:
+            self._let_in(fd, unix, peer)
+
+    def _let_in(self, fd: int, unix: bool, peer: str) -> None:
+        held = self.holdings.vault.new_client(fd, unix=unix, peer=peer)
         owner = self.census.owner
         if owner is None or owner.link is None or owner.state not in _TAKES_CLIENTS:
             return
@@ -461,6 +474,7 @@ class Supervisor:
 
     def _let_go(self, *, unlink: bool) -> None:
         self.reception.close()
+        self.refusals.close()
         self.listeners.close(unlink=unlink)
         self.holdings.close()
 

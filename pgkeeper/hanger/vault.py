@@ -7,11 +7,13 @@ duplicates of a socket share with pgbouncer.
 from __future__ import annotations
 
 import os
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pgkeeper.hanger.fdstore import socket_name
+from pgkeeper.hanger.login_guard import UNIX
 from protocol.control import BATCH, HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
@@ -45,11 +47,15 @@ class TokenTakenError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One held socket: its name, our descriptor of it, and whether it is a Unix-domain one."""
+    """One held socket: its name, our descriptor of it, whether it is a Unix-domain one.
+
+    `peer`: the address of a client, None where the kernel does not know it any more.
+    """
 
     token: int
     fd: int
     unix: bool
+    peer: str | None = None
 
 
 class Vault:
@@ -63,6 +69,7 @@ class Vault:
         """Keeps duplicates of all that is held, if there is one."""
         self._held: dict[int, Held] = {}
         self._unheld: dict[int, str] = {}
+        self._unheld_peers: dict[int, str] = {}
         self._servers = 0
         self._next_client = 1
 
@@ -84,22 +91,26 @@ class Vault:
     def __len__(self) -> int:
         return len(self._held)
 
-    def new_client(self, fd: int, *, unix: bool) -> Held:
+    def new_client(self, fd: int, *, unix: bool, peer: str | None = None) -> Held:
         """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""
-        held = Held(self._next_client, fd, unix)
+        held = Held(self._next_client, fd, unix, peer)
         self._next_client += 1
         self._hold(held)
         return held
 
-    def add(self, token: int, fd: int, *, unix: bool) -> None:
+    def add(self, token: int, fd: int, *, unix: bool, peer: str | None = None) -> None:
         """Hold a socket that pgbouncer registered; `fd` is the vault's from now on.
+
+        `peer`: a client's address, None if only the kernel knows it.
 
         Raises `TokenTakenError`; `fd` is closed then, because nobody else would.
         """
         if token in self._held:
             os.close(fd)
             raise TokenTakenError(token)
-        self._hold(Held(token, fd, unix))
+        if peer is None and not is_server(token):
+            peer = _peer(fd)
+        self._hold(Held(token, fd, unix, peer))
         if is_server(token):
             self._servers += 1
         else:
@@ -112,6 +123,11 @@ class Vault:
     def get(self, token: int) -> Held | None:
         """The held socket of that token."""
         return self._held.get(token)
+
+    def peer(self, token: int) -> str | None:
+        """The address of a client, held or not; None if that is not known."""
+        held = self._held.get(token)
+        return self._unheld_peers.get(token) if held is None else held.peer
 
     def held(self) -> Iterator[Held]:
         """All held sockets, by ascending token, so clients in the order they came."""
@@ -132,12 +148,16 @@ class Vault:
 
     def release(self, token: int) -> bool:
         """Close the duplicate, or forget that the socket was unheld; False if it is unknown."""
+        self._unheld_peers.pop(token, None)
         if self._unheld.pop(token, None) is not None:
             return True
         return self._close(token)
 
     def mark_unheld(self, token: int, reason: UnheldReason) -> None:
         """pgbouncer serves this socket by itself: close the duplicate, if any, and count it."""
+        peer = self.peer(token)
+        if peer is not None:
+            self._unheld_peers[token] = peer
         self._close(token)
         self._unheld[token] = reason_name(reason)
         if not is_server(token):
@@ -151,14 +171,20 @@ class Vault:
         """The sockets served unheld: reason by token."""
         return dict(self._unheld)
 
-    def inherit_unheld(self, reasons: Mapping[int, str]) -> None:
-        """The sockets that are served unheld, as `unheld_tokens` of another vault gave them."""
+    def unheld_peers(self) -> dict[int, str]:
+        """The addresses of those of them that are known, by token."""
+        return dict(self._unheld_peers)
+
+    def inherit_unheld(self, reasons: Mapping[int, str], peers: Mapping[int, str]) -> None:
+        """Served unheld are what `unheld_tokens` and `unheld_peers` of another vault gave."""
         self._unheld.update(reasons)
+        self._unheld_peers.update(peers)
 
     def forget_unheld(self) -> int:
         """The pgbouncer that served them is dead, and so are they; returns how many."""
         count = len(self._unheld)
         self._unheld.clear()
+        self._unheld_peers.clear()
         return count
 
     def close_all(self) -> None:
@@ -169,6 +195,7 @@ class Vault:
         self._held.clear()
         self._servers = 0
         self._unheld.clear()
+        self._unheld_peers.clear()
 
     def _close(self, token: int) -> bool:
         held = self._held.pop(token, None)
@@ -188,3 +215,19 @@ class Vault:
     def _forget(self, held: Held) -> None:
         if self.store is not None:
             self.store.drop(socket_name(held.token, unix=held.unix))
+
+
+def _peer(fd: int) -> str | None:
+    """The address of whoever is at the other end; None if it has gone."""
+    try:
+        connection = socket.socket(fileno=fd)
+    except OSError:
+        return None
+    try:
+        if connection.family == socket.AF_UNIX:
+            return UNIX
+        return str(connection.getpeername()[0])
+    except OSError:
+        return None
+    finally:
+        connection.detach()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 from typing import TYPE_CHECKING, Final, Self
 
 from pgkeeper.errors import PgkeeperError
@@ -37,6 +38,9 @@ MAX_SIZE: Final = 4 << 30
 _NAME: Final = "pgkeeper-ledger"
 _MAGIC_WORD: Final = HEADER.field("magic").offset // 8
 _INCARNATION_WORD: Final = HEADER.field("incarnation").offset // 8
+_HEARTBEAT_WORD: Final = HEADER.field("heartbeat").offset // 8
+_HANDLED_WORD: Final = HEADER.field("handled").offset // 8
+_DIED_OF: Final = HEADER.field("died_of").offset
 
 
 class SegmentError(PgkeeperError):
@@ -169,8 +173,28 @@ class Segment:
         return len(self._mapping)
 
     def set_incarnation(self, incarnation: int) -> None:
-        """Fence: from now on only this incarnation may commit.  One store of 8 bytes."""
+        """Fence: from now on only this incarnation may commit.  One store of 8 bytes.
+
+        Whatever the last one died of was it, and not this one.
+        """
+        self._words[_HANDLED_WORD] = 0
+        self._mapping[_DIED_OF : _DIED_OF + 4] = bytes(4)
         self._words[_INCARNATION_WORD] = incarnation
+
+    @property
+    def heartbeat(self) -> int:
+        """The word that pgbouncer moves on once an event loop.  One load of 8 bytes."""
+        return self._words[_HEARTBEAT_WORD]
+
+    @property
+    def handled(self) -> int:
+        """Whose event pgbouncer handles, or handled when it died: `KeeperHeader.handled`."""
+        return self._words[_HANDLED_WORD]
+
+    @property
+    def died_of(self) -> int:
+        """The signal of a crash that the last incarnation died of, 0 if it was none."""
+        return int.from_bytes(self._mapping[_DIED_OF : _DIED_OF + 4], sys.byteorder)
 
     def view(self) -> LedgerView:
         """The ledger to be read; the same view each time, void once the segment is closed."""

@@ -21,6 +21,7 @@ from pgkeeper.systemd import manager_identity, notify
 from pgkeeper.takeover.channel import Channel, ChannelLostError
 from pgkeeper.takeover.messages import (
     BATCH,
+    Addresses,
     Ask,
     Go,
     Inventory,
@@ -210,6 +211,7 @@ def _offer(service: Service) -> Offer:
         standby=settings.standby,
         supervise=settings.supervise,
         hold_timeout=settings.hold_timeout,
+        hang_timeout=settings.hang_timeout,
         allow_uids=sorted(service.allowed_uids),
     )
 
@@ -219,7 +221,8 @@ def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]
     holdings, vault = supervisor.holdings, supervisor.holdings.vault
     processes = list(supervisor.census)
     strangers = supervisor.reception.strangers
-    unheld = {str(token): reason for token, reason in vault.unheld_tokens().items()}
+    unheld, unheld_peers = vault.unheld_tokens(), vault.unheld_peers()
+    addresses = supervisor.quarantine.guard.records()
     listeners = supervisor.listeners.fds
     segment = holdings.segment
     inventory = Inventory(
@@ -234,25 +237,33 @@ def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]
         unheld=len(unheld),
         processes=len(processes),
         strangers=len(strangers),
+        addresses=len(addresses),
         counts=supervisor.accounts.counts(),
+        blame=supervisor.quarantine.blame(supervisor.refusals.count),
     )
     channel.send(inventory, doors if segment is None else (*doors, segment.fd))
     for fds in _batches(listeners):
         channel.send(Listening(len(fds)), fds)
     _send_sockets(channel, vault)
-    for reasons in _batches(tuple(unheld.items())):
-        channel.send(Unheld(dict(reasons)))
+    for tokens in _batches(tuple(unheld)):
+        reasons = {str(token): unheld[token] for token in tokens}
+        peers = {str(token): unheld_peers[token] for token in tokens if token in unheld_peers}
+        channel.send(Unheld(reasons, peers))
     for process in processes:
         link = () if process.link is None else (process.link.fileno(),)
         channel.send(_state(process), (process.pidfd.fileno(), *link))
     for connection, pidfd in strangers:
         channel.send(Stranger(), (connection, pidfd))
+    for records in _batches(tuple(addresses.items())):
+        channel.send(Addresses(dict(records)))
 
 
 def _send_sockets(channel: Channel, vault: Vault) -> None:
     for held in _batches(tuple(vault.held())):
-        tokens, unix = [one.token for one in held], [one.unix for one in held]
-        channel.send(Sockets(tokens, unix), [one.fd for one in held])
+        message = Sockets(
+            [one.token for one in held], [one.unix for one in held], [one.peer for one in held]
+        )
+        channel.send(message, [one.fd for one in held])
 
 
 def _state(process: Process) -> ProcessState:
@@ -273,6 +284,7 @@ def _state(process: Process) -> ProcessState:
         dismissed=process.dismissed,
         said_farewell=process.said_farewell,
         faulty=process.faulty,
+        looped=process.looped,
         age=process.lifetime,
         binary=None if launch is None else os.fspath(launch.binary),
         ini=None if launch is None else os.fspath(launch.ini),

@@ -12,6 +12,7 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.systemd import manager_identity
 from pgkeeper.takeover.channel import Channel
 from pgkeeper.takeover.messages import (
+    Addresses,
     Ask,
     Go,
     Inventory,
@@ -59,17 +60,20 @@ class TakeoverFailedError(PgkeeperError):
 class Estate:
     """Everything, with descriptors that are ours.
 
-    `doors` are the listeners of keeper, admin and next socket; `sockets` (token, descriptor, unix).
+    `doors` are the listeners of keeper, admin and next socket; `sockets` (token, descriptor, unix,
+    address); `unheld` and `unheld_peers` are by token, `addresses` as `LoginGuard.records`.
     """
 
     inventory: Inventory
     doors: tuple[int, int, int]
     ledger: int | None
     listeners: list[int] = field(default_factory=list)
-    sockets: list[tuple[int, int, bool]] = field(default_factory=list)
+    sockets: list[tuple[int, int, bool, str | None]] = field(default_factory=list)
     unheld: dict[int, str] = field(default_factory=dict)
+    unheld_peers: dict[int, str] = field(default_factory=dict)
     processes: list[tuple[ProcessState, tuple[int, ...]]] = field(default_factory=list)
     strangers: list[tuple[int, int]] = field(default_factory=list)
+    addresses: dict[str, list[float]] = field(default_factory=dict)
 
     def close(self) -> None:
         """Give it all up."""
@@ -81,7 +85,7 @@ class Estate:
         if self.ledger is not None:
             yield self.ledger
         yield from self.listeners
-        yield from (fd for _, fd, _ in self.sockets)
+        yield from (fd for _, fd, _, _ in self.sockets)
         for _, fds in (*self.processes, *((None, fds) for fds in self.strangers)):
             yield from fds
 
@@ -163,16 +167,19 @@ class Heir:
             while len(estate.sockets) < inventory.sockets:
                 batch, fds = channel.receive(Sockets, -1)
                 # Fewer would be noticed below, as they never add up.
-                estate.sockets += zip(batch.tokens, fds, batch.unix, strict=False)
+                estate.sockets += zip(batch.tokens, fds, batch.unix, batch.peers, strict=False)
             while len(estate.unheld) < inventory.unheld:
                 unheld, _ = channel.receive(Unheld)
                 estate.unheld.update((int(token), why) for token, why in unheld.reasons.items())
+                estate.unheld_peers.update((int(token), who) for token, who in unheld.peers.items())
             for _ in range(inventory.processes):
                 state, fds = channel.receive(ProcessState, -1)
                 estate.processes.append((state, fds))
             for _ in range(inventory.strangers):
                 _, fds = channel.receive(Stranger, 2)
                 estate.strangers.append((fds[0], fds[1]))
+            while len(estate.addresses) < inventory.addresses:
+                estate.addresses.update(channel.receive(Addresses)[0].records)
         except BaseException:
             estate.close()
             raise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pgkeeper.control.report import Counts
+from pgkeeper.control.report import Blame, Counts
 from pgkeeper.control.shape import ShapeError, from_plain, to_plain
 from pgkeeper.errors import PgkeeperError
 
@@ -20,6 +20,7 @@ __all__ = [
     "BATCH",
     "SIZE",
     "VERSION",
+    "Addresses",
     "Ask",
     "Go",
     "Inventory",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 #: Both sides must speak the same one.  Raise it with every change of what is below.
-VERSION: Final = 1
+VERSION: Final = 2
 #: Sockets a message, at most.
 BATCH: Final = 64
 #: Bytes a message, at most: two paths of 4096 bytes, each of them escaped, fit.
@@ -89,6 +90,7 @@ class Offer:
     standby: bool
     supervise: bool
     hold_timeout: float
+    hang_timeout: float
     allow_uids: list[int]
 
 
@@ -119,7 +121,9 @@ class Inventory:
     unheld: int
     processes: int
     strangers: int
+    addresses: int
     counts: Counts
+    blame: Blame
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,17 +135,22 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Some held sockets, as (token, whether it is a Unix one).  Descriptors: one each."""
+    """Some held sockets: token, whether it is a Unix one, a client's address.
+
+    Descriptors: one each.
+    """
 
     tokens: list[int]
     unix: list[bool]
+    peers: list[str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Unheld:
-    """Some sockets that pgbouncer serves unheld: reason by token in decimal."""
+    """Some sockets that pgbouncer serves unheld: reason, and address, by token in decimal."""
 
     reasons: dict[str, str]
+    peers: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,7 @@ class ProcessState:
     dismissed: bool
     said_farewell: bool
     faulty: bool
+    looped: bool
     age: float
     binary: str | None = None
     ini: str | None = None
@@ -173,6 +183,13 @@ class ProcessState:
 @dataclass(frozen=True, slots=True)
 class Stranger:
     """A connection on which nothing has been said yet.  Descriptors: it, and its peer's pidfd."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """What is known against some addresses: crashes, and until when, as `LoginGuard.records`."""
+
+    records: dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +213,7 @@ Message = (
     | Unheld
     | ProcessState
     | Stranger
+    | Addresses
     | Received
     | Yours
 )
@@ -211,6 +229,7 @@ _TYPES: Final[Mapping[str, type[Message]]] = {
     "unheld": Unheld,
     "process": ProcessState,
     "stranger": Stranger,
+    "addresses": Addresses,
     "received": Received,
     "yours": Yours,
 }

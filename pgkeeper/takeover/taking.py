@@ -93,7 +93,7 @@ def _check_format(estate: Estate) -> None:
 def _stored(estate: Estate) -> set[str]:
     """What the service manager has of it: the old hanger's store is ours, as it stands."""
     names = {listener_name(number) for number in range(len(estate.listeners))}
-    names.update(socket_name(token, unix=unix) for token, _, unix in estate.sockets)
+    names.update(socket_name(token, unix=unix) for token, _, unix, _ in estate.sockets)
     return names | {LEDGER, owner_name(estate.inventory.incarnation)}
 
 
@@ -101,11 +101,14 @@ def _holdings(supervisor: Supervisor, estate: Estate, segment: Segment | None) -
     inventory = estate.inventory
     holdings = supervisor.holdings
     holdings.inherit(segment, inventory.generation, inventory.incarnation, inventory.format)
-    for token, fd, unix in estate.sockets:
-        holdings.vault.add(token, fd, unix=unix)
+    for token, fd, unix, peer in estate.sockets:
+        holdings.vault.add(token, fd, unix=unix, peer=peer)
     holdings.vault.reserve_tokens(inventory.next_client - 1)
-    holdings.vault.inherit_unheld(estate.unheld)
+    holdings.vault.inherit_unheld(estate.unheld, estate.unheld_peers)
     supervisor.accounts.inherit(inventory.counts)
+    supervisor.quarantine.inherit(inventory.blame)
+    supervisor.quarantine.guard.inherit(estate.addresses)
+    supervisor.refusals.count = inventory.blame.refused
     supervisor.listeners.take(estate.listeners, given_up=inventory.draining)
 
 
@@ -127,7 +130,7 @@ def _process(
     if len(sent.formats) == _FORMATS:
         process.formats = Formats(*sent.formats)
     process.dismissed, process.faulty = sent.dismissed, sent.faulty
-    process.said_farewell = sent.said_farewell
+    process.said_farewell, process.looped = sent.said_farewell, sent.looped
     if sent.ready:
         incarnation, clients, servers, adoption_us, *lost = sent.ready
         process.ready = Ready(incarnation, clients, servers, tuple(lost), adoption_us)

@@ -160,7 +160,8 @@ class ScriptedHanger:
         words += ["--socket", str(self.socket), "--no-standby"]  # unless an option says so
         if "--pgbouncer" not in options:
             words += ["--pgbouncer", str(self.bouncer)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # The scripted pgbouncer has no heartbeat.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PGKEEPER_HANG_TIMEOUT": "0"}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*words, *options],

@@ -232,11 +232,13 @@ def test_one_that_takes_everything_and_fails(
 
 def test_another_version(keeper: Keeper, sessions: list[Orphan]) -> None:
     with Stranger(keeper) as stranger:
-        words = messages.encode(messages.Ask("99")).replace(b'"version": 1,', b'"version": 99,')
+        ours = b'"version": %d,' % messages.VERSION
+        words = messages.encode(messages.Ask("99")).replace(ours, b'"version": 99,')
         stranger.connection.send(words)
         answer = messages.decode(stranger.connection.recv(65536))
     assert answer == messages.Refusal(
-        "bad message of the other hanger: takeover version 99, this pgkeeper speaks version 1"
+        "bad message of the other hanger: takeover version 99,"
+        f" this pgkeeper speaks version {messages.VERSION}"
     )
     assert_intact(sessions)
 

@@ -64,6 +64,10 @@ def test_status_as_json_is_the_outside_contract(admin: RunningAdmin) -> None:
         "pgbouncer": {"state": "active", "pid": 4712, "incarnation": 3, "standby_pid": 4720},
         "sessions": {"clients_held": 12, "servers_held": 1, "unheld": {"tls": 2, "ledger-full": 0}},
         "adoptions": {"count": 2, "last_ms": 3.4375, "sessions_lost": 1},
+        "crashes": {
+            "hangs": 1,
+            "quarantine": {"ended": {"crash": 2}, "logins_refused": 3, "addresses": 1},
+        },
     }
     assert result.stderr == "WARNING: server_tls_sslmode = prefer: ...\n"
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from pgkeeper.cli import main, render
 from pgkeeper.config import BouncerIni, Database
-from pgkeeper.control.report import AdoptionStatus, BouncerStatus, SessionStatus
+from pgkeeper.control.report import AdoptionStatus, BouncerStatus, CrashStatus, SessionStatus
 from pgkeeper.states import ServiceState
 from tests.fix_admin import SESSIONS, STATUS
 
@@ -27,6 +27,7 @@ DOWN = replace(
     pgbouncer=BouncerStatus(ServiceState.CRASH_LOOP, None, 0, None),
     sessions=SessionStatus(0, 0),
     adoptions=AdoptionStatus(0, None, 0),
+    crashes=CrashStatus(),
 )
 
 

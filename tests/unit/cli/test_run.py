@@ -70,6 +70,7 @@ EVERYTHING = RunOptions(
     supervise=False,
     allow_users=("root", "70"),
     hold_timeout=0.0,
+    hang_timeout=2.5,
     log_json=True,
     log_level="debug",
 )
@@ -90,7 +91,7 @@ def everything(daemon: FakeDaemon) -> RunOptions:
 
 def test_all_options(daemon: FakeDaemon, everything: RunOptions) -> None:
     arguments = "--socket keeper.sock --standby --no-supervise --allow-user root --allow-user 70"
-    more = "--hold-timeout 0 --log-json --log-level debug"
+    more = "--hold-timeout 0 --hang-timeout 2.5 --log-json --log-level debug"
     assert run(*MINIMUM, *arguments.split(), *more.split()) == (0, "")
     assert daemon.options == everything
 
@@ -106,6 +107,7 @@ def test_all_options_from_the_environment(
         "SUPERVISE": "0",
         "ALLOW_USER": "root 70",
         "HOLD_TIMEOUT": "0",
+        "HANG_TIMEOUT": "2.5",
         "LOG_JSON": "true",
         "LOG_LEVEL": "debug",
     }.items():
@@ -162,6 +164,9 @@ def test_mistakes_are_one_line(daemon: FakeDaemon, arguments: str, message: str)
 @pytest.mark.parametrize(
     "arguments",
     [
+        "--hang-timeout -1",
+        "--hang-timeout 0.9",
+        "--hang-timeout inf",
         "--hold-timeout -1",
         "--hold-timeout nan",
         "--hold-timeout inf",
@@ -181,7 +186,7 @@ def test_bad_options_are_wrong_usage(daemon: FakeDaemon, arguments: str) -> None
 class FakeHeir:
     """The hanger that runs has other settings than the defaults."""
 
-    offer = Offer("0", 1, "/old/pgbouncer", "/old/x.ini", True, True, 5.0, [0, 70])
+    offer = Offer("0", 1, "/old/pgbouncer", "/old/x.ini", True, True, 5.0, 7.0, [0, 70])
 
     @classmethod
     def ask(cls, keeper_socket: Path) -> FakeHeir:
@@ -203,6 +208,7 @@ def test_a_takeover_has_the_old_settings_but_for_what_is_said(
         supervise=False,
         allow_users=("0", "70"),
         hold_timeout=60.0,
+        hang_timeout=7.0,
     )
 
 

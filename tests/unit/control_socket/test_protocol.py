@@ -65,6 +65,10 @@ def test_the_status_line_is_the_outside_contract() -> None:
             "unheld": {"tls": 2, "ledger-full": 0},
         },
         "adoptions": {"count": 2, "last_ms": 3.4375, "sessions_lost": 1},
+        "crashes": {
+            "hangs": 1,
+            "quarantine": {"ended": {"crash": 2}, "logins_refused": 3, "addresses": 1},
+        },
     }
 
 

@@ -101,7 +101,7 @@ class Accepted:
         self.clients: list[tuple[int, bool]] = []
         self.listeners = Listeners(
             asyncio.get_running_loop(),
-            lambda fd, unix: self.clients.append((fd, unix)),
+            lambda fd, unix, _peer: self.clients.append((fd, unix)),
             lambda: room(len(self.clients)),
         )
 

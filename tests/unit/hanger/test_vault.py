@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from pgkeeper.hanger.login_guard import UNIX
 from pgkeeper.hanger.vault import SERVER_BIT, TokenTakenError, Vault, is_server
 from protocol.control import HeldSocket, UnheldReason
 
@@ -71,6 +73,31 @@ def test_unheld_sockets_are_closed_and_counted_until_they_end() -> None:
     assert not vault.release(1)
     assert vault.forget_unheld() == 2
     assert vault.unheld() == {}
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX], ids=["tcp", "unix"])
+def test_of_a_registered_client_the_kernel_says_where_it_comes_from(family: int) -> None:
+    where = ("127.0.0.1", 0) if family == socket.AF_INET else ""
+    vault = Vault()
+    with socket.socket(family) as listener, socket.socket(family) as client:
+        listener.bind(where)
+        listener.listen()
+        client.connect(listener.getsockname())
+        for token in (3, SERVER_BIT | 3):
+            vault.add(token, os.dup(client.fileno()), unix=family == socket.AF_UNIX)
+        vault.add(4, os.dup(client.fileno()), unix=False, peer="192.0.2.1")
+        expected = "127.0.0.1" if family == socket.AF_INET else UNIX
+        assert [vault.peer(token) for token in (3, SERVER_BIT | 3, 4)] == [
+            expected,
+            None,
+            "192.0.2.1",
+        ]
+        assert client.gettimeout() is None
+    vault.mark_unheld(3, UnheldReason.TLS)
+    other = Vault()
+    other.inherit_unheld(vault.unheld_tokens(), vault.unheld_peers())
+    assert other.peer(3) == expected
+    vault.close_all()
 
 
 def test_batches_and_what_was_closed_meanwhile() -> None:

@@ -34,6 +34,7 @@ DEFINES = {
     "KEEPER_UNIT": ledger.UNIT,
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
     "KEEPER_READS": ledger_layouts.READS,
+    "KEEPER_HANDLED_TOKEN": ledger_layouts.HANDLED_TOKEN,
     "KEEPER_IOBUF_HEAD": ledger_layouts.IOBUF_HEAD,
 }
 

@@ -74,6 +74,16 @@ def test_the_incarnation_fences() -> None:
         assert os.pread(segment.fd, 8, at) == (7).to_bytes(8, "little")
 
 
+def test_what_the_last_incarnation_died_of_is_not_the_next_ones() -> None:
+    with Segment.create(SMALL) as segment:
+        for name, size in (("handled", 8), ("died_of", 4)):
+            at = layouts.HEADER.field(name).offset
+            os.pwrite(segment.fd, (11).to_bytes(size, "little"), at)
+        assert (segment.handled, segment.died_of) == (11, 11)
+        segment.set_incarnation(7)
+        assert (segment.handled, segment.died_of) == (0, 0)
+
+
 def test_two_mappings_see_each_other() -> None:
     with Segment.create(SMALL) as ours, Segment.from_fd(os.dup(ours.fd)) as theirs:
         theirs.set_incarnation(5)
