@@ -97,7 +97,7 @@ def _major(postgres: Path) -> int:
 
 
 def _copy_readable(source: Path, target: Path) -> None:
-    unwanted = shutil.ignore_patterns("doc", "pgxs", "*.a", "include")
+    unwanted = shutil.ignore_patterns("doc", "*.a", "include")
     shutil.copytree(source, target, ignore=unwanted)
     for path in (*target.parents[:2], target, *target.rglob("*")):
         if path.is_dir() or os.access(path, os.X_OK) or path.parent.name == "bin":

@@ -24,7 +24,7 @@ from pgkeeper.bouncer.base import BuildError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pgkeeper.bouncer.base import Base
+    from pgkeeper.bouncer.base import Archive
 
 __all__ = ["AptError", "Sources", "derive_deb822", "derive_one_line", "fetch"]
 
@@ -95,7 +95,7 @@ class Sources:
         return bool(self.deb822 or self.one_line)
 
 
-def fetch(base: Base, directory: Path) -> Path:
+def fetch(base: Archive, directory: Path) -> Path:
     """Download `base`'s tarball into `directory` and return its path, unverified.
 
     Raises AptError when there is no apt, no Debian archive among the machine's entries, or the
@@ -120,7 +120,7 @@ def fetch(base: Base, directory: Path) -> Path:
         raise AptError(_complaint(update, source) or f"{base.tarball.name} is not in the archive")
 
 
-def _configure(base: Base, root: Path) -> dict[str, str]:
+def _configure(base: Archive, root: Path) -> dict[str, str]:
     etc = _run(
         ["apt-config", "shell", "L", "Dir::Etc::sourcelist/f", "P", "Dir::Etc::sourceparts/d"],
         root,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "Archive",
     "Base",
     "BaseFileError",
     "BuildError",
@@ -43,7 +44,7 @@ class BaseFileError(BuildError):
 
 
 class ChecksumError(BuildError):
-    """A file is not the one `patches/BASE` pins."""
+    """A file is not the one that is pinned, by `patches/BASE` or whoever asks for it."""
 
     def __init__(self, name: str, origin: str, expected: str, actual: str) -> None:
         self.name = name
@@ -51,7 +52,7 @@ class ChecksumError(BuildError):
         self.expected = expected
         self.actual = actual
         super().__init__(
-            f"{name} from {origin}: sha256 is {actual}, but patches/BASE pins {expected}"
+            f"{name} from {origin}: sha256 is {actual}, but {expected} is pinned"
         )
 
 
@@ -64,12 +65,11 @@ class Pinned:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """The content of `patches/BASE`.
+class Archive:
+    """A source tarball, and where it is to be had.
 
-    `release` is upstream's https address of the tarball; `package`, `revision` and `suite` name
-    the distribution's source package that carries the same tarball; `packaging` is the archive
-    `patches/debian/` was taken from, and `patches` pins each file of that folder by SHA-256.
+    `release` is upstream's https address of it; `package`, `revision` and `suite` name the
+    distribution's source package that carries the same tarball.
     """
 
     version: str
@@ -78,6 +78,16 @@ class Base:
     revision: str
     suite: str
     tarball: Pinned
+
+
+@dataclass(frozen=True, slots=True)
+class Base(Archive):
+    """The content of `patches/BASE`.
+
+    `packaging` is the archive `patches/debian/` was taken from, and `patches` pins each file of
+    that folder by SHA-256.
+    """
+
     packaging: Pinned
     patches: Mapping[str, str]
 

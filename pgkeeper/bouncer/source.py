@@ -1,7 +1,7 @@
 """Where PgBouncer's tarball comes from: a named file, the cache, apt, upstream; always verified.
 
-A tarball that is had but is not the one `patches/BASE` pins ends the search: falling through to
-another origin would hide that someone changed it.
+A tarball that is had but is not the one that is pinned ends the search: falling through to another
+origin would hide that someone changed it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pgkeeper.bouncer.base import BuildError, ChecksumError, verify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgkeeper.bouncer.base import Base
+    from pgkeeper.bouncer.base import Archive, Base
 
-__all__ = ["SourceFileError", "SourceUnavailableError", "obtain"]
+__all__ = ["SourceFileError", "SourceUnavailableError", "obtain", "obtain_pinned"]
 
 _TIMEOUT_S: Final = 60
 
@@ -38,11 +38,11 @@ class SourceFileError(BuildError):
 class SourceUnavailableError(BuildError):
     """No origin has the tarball; `reasons` says why, one entry an origin tried."""
 
-    def __init__(self, base: Base, reasons: tuple[str, ...]) -> None:
+    def __init__(self, base: Archive, reasons: tuple[str, ...]) -> None:
         self.reasons = reasons
         tried = " | ".join(reasons)
         super().__init__(
-            f"no source of PgBouncer {base.version}: {tried} | give it with --source FILE"
+            f"no source of {base.package} {base.version}: {tried} | give it with --source FILE"
             f" ({base.tarball.name})"
         )
 
@@ -51,18 +51,27 @@ def obtain(base: Base, source: Path | None, store: Path, progress: Callable[[str
     """The verified tarball, kept in the folder `store` for the next build.
 
     `source` may be the tarball itself under any name, a `.dsc` beside it, or the folder of either;
-    when it is None the store, apt and upstream are asked in this order.
+    when it is None `obtain_pinned` is asked.
     Raises SourceFileError, SourceUnavailableError or ChecksumError.
+    """
+    if source is None:
+        return obtain_pinned(base, store, progress)
+    store.mkdir(parents=True, exist_ok=True)
+    return _keep(_named(base, source), store / base.tarball.name, base, str(source))
+
+
+def obtain_pinned(base: Archive, store: Path, progress: Callable[[str], None]) -> Path:
+    """The verified tarball from `store`, apt or upstream, asked in this order; kept in the store.
+
+    Raises SourceUnavailableError or ChecksumError.
     """
     store.mkdir(parents=True, exist_ok=True)
     kept = store / base.tarball.name
-    if source is not None:
-        return _keep(_named(base, source), kept, base, str(source))
     if kept.is_file():
         try:
             verify(kept, base.tarball, str(kept))
         except ChecksumError:
-            progress(f"the kept {kept} is not what patches/BASE pins: fetching it anew")
+            progress(f"the kept {kept} is not the one that is pinned: fetching it anew")
         else:
             return kept
     return _fetch(base, kept, progress)
@@ -88,7 +97,7 @@ def _named(base: Base, source: Path) -> Path:
     raise SourceFileError(source, f"{base.tarball.name} is not there")
 
 
-def _fetch(base: Base, kept: Path, progress: Callable[[str], None]) -> Path:
+def _fetch(base: Archive, kept: Path, progress: Callable[[str], None]) -> Path:
     reasons = []
     with tempfile.TemporaryDirectory(prefix="pgkeeper-source-") as name:
         for origin, fetch in (("apt-get source", apt.fetch), (base.release, _download)):
@@ -103,7 +112,7 @@ def _fetch(base: Base, kept: Path, progress: Callable[[str], None]) -> Path:
     raise SourceUnavailableError(base, tuple(reasons))
 
 
-def _download(base: Base, directory: Path) -> Path:
+def _download(base: Archive, directory: Path) -> Path:
     tarball = directory / base.tarball.name
     try:
         with (
@@ -117,7 +126,7 @@ def _download(base: Base, directory: Path) -> Path:
     return tarball
 
 
-def _keep(tarball: Path, kept: Path, base: Base, origin: str) -> Path:
+def _keep(tarball: Path, kept: Path, base: Archive, origin: str) -> Path:
     """Copy `tarball` into the store; only a verified file ever bears the store's name."""
     handle, name = tempfile.mkstemp(dir=kept.parent, prefix=f".{kept.name}.")
     os.close(handle)

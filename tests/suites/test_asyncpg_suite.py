@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +10,7 @@ import pytest
 from testbed import Postgres
 from testbed.ledgers import check_ledger
 from tests.suites.asyncpg_suite import SETTINGS, complaints, run
+from tests.suites.killer import Killer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(20 * 60)
 
-_KILL_EVERY_S = 0.2
 _numbers = itertools.count(1)
 _SOME = ("test_prepare.py", "test_copy.py", "test_cursor.py", "test_cancellation.py")
 
@@ -32,32 +30,6 @@ def keeper(make_keeper: MakeKeeper, run_dir: RunDir) -> Iterator[Keeper]:
     with Postgres(run_dir, name=f"for-asyncpg-{next(_numbers)}") as server:
         target = f"host={server.host} port={server.port}"
         yield make_keeper(settings=SETTINGS, databases={"*": target})
-
-
-class Killer:
-    """Kills the pgbouncer of a keeper again and again, as a context manager; `kills` counts."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self.kills = 0
-        self._keeper = keeper
-        self._stop = threading.Event()
-        self._threads = ThreadPoolExecutor(1)
-        self._work_done: Future[None] | None = None
-
-    def __enter__(self) -> Killer:
-        self._work_done = self._threads.submit(self._work)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._threads.shutdown()
-        if self._work_done is not None:
-            self._work_done.result()
-
-    def _work(self) -> None:
-        while not self._stop.wait(_KILL_EVERY_S):
-            self._keeper.kill_bouncer()
-            self.kills += 1
 
 
 @pytest.mark.parametrize(
