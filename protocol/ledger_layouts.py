@@ -258,7 +258,10 @@ HEADER: Final = Layout(
         query_id=U64,
         socket_id=U64,
         died_of=U32,
-        spare4=bytes_(28),
+        used_slots=U32,
+        used_iobufs=U32,
+        used_units=U32,
+        spare4=bytes_(16),
         read=array(READS, READ),
     ),
 )

@@ -101,6 +101,9 @@ class Header:
     server_token: int
     query_id: int
     socket_id: int
+    used_slots: int
+    used_iobufs: int
+    used_units: int
 
 
 @dataclass(frozen=True, slots=True)

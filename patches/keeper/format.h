@@ -189,7 +189,11 @@ struct KeeperHeader {
 	uint64_t query_id;	/* last PGBOUNCER_n ever used */
 	uint64_t socket_id;	/* last PgSocket.id ever used */
 	uint32_t died_of;	/* number of the signal, if it was one of a crash */
-	uint8_t spare4[28];
+	/* what is not free at an event loop's end, for those who watch */
+	uint32_t used_slots;
+	uint32_t used_iobufs;
+	uint32_t used_units;
+	uint8_t spare4[16];
 
 	struct KeeperRead read[KEEPER_READS];
 };

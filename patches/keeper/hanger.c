@@ -556,6 +556,7 @@ static void serve(struct KeeperAdopt *adopt)
 
 	ready.incarnation = adopt->incarnation;
 	ready.adoption_us = get_time_usec() - start;
+	keeper_remember_adoption(&ready, adopt->down_us);
 	log_info("keeper: incarnation %" PRIu64 " adopted %u clients and %u servers in %" PRIu64 " us",
 		 ready.incarnation, ready.clients, ready.servers, ready.adoption_us);
 	if (!keeper_link_send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0) && keeper_control_fd >= 0)

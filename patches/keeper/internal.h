@@ -265,6 +265,13 @@ struct KeeperHeld {
 void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, struct KeeperReady *ready);
 
 /*
+ * show.c
+ */
+
+/* for SHOW KEEPER: how this process came to serve */
+void keeper_remember_adoption(const struct KeeperReady *ready, uint64_t down_us);
+
+/*
  * hanger.c
  */
 

@@ -148,6 +148,8 @@ void keeper_mark_credentials(PgCredentials *credentials, PgDatabase *db);
 /* SET on the console; RELOAD sets every reloadable key anew */
 void keeper_setting(const char *key, const char *value);
 void keeper_settings_reloaded(void);
+/* SHOW KEEPER */
+bool keeper_admin_show(PgSocket *admin, const char *arg);
 /* around a command of the console, which may change anything */
 void keeper_command_begins(PgSocket *admin);
 void keeper_command_done(PgSocket *admin);

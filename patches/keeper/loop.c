@@ -299,6 +299,16 @@ void keeper_beat(void)
 			 (uint64_t)now.tv_sec * USEC + now.tv_nsec / 1000, __ATOMIC_RELAXED);
 }
 
+/* how full the ledger is: for those who watch it, who cannot know what is free */
+static void tell_usage(void)
+{
+	struct KeeperHeader *header = keeper_store.header;
+
+	header->used_slots = header->slots - keeper_store.n_free_slot;
+	header->used_iobufs = keeper_store.iobufs - keeper_store.n_free_iobuf;
+	header->used_units = header->units - keeper_store.free_units;
+}
+
 void keeper_loop_end(void)
 {
 	static usec_t statistics_due;
@@ -325,5 +335,6 @@ void keeper_loop_end(void)
 		at_once = false;
 	}
 
+	tell_usage();
 	keeper_beat();
 }
