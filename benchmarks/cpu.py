@@ -77,9 +77,9 @@ def _measure(
     options: argparse.Namespace,
 ) -> Figure:
     def turn(pooler: Pooler, pid: int) -> float:
-        before = _cpu_seconds(pid)
+        before = cpu_seconds(pid)
         pgbench_transactions(run_dir, pooler, protocol, options.clients, options.transactions)
-        return (_cpu_seconds(pid) - before) * 100_000 / float(options.transactions)
+        return (cpu_seconds(pid) - before) * 100_000 / float(options.transactions)
 
     pairs = []
     for number in range(options.rounds):
@@ -100,7 +100,7 @@ def _measure(
     )
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Time on a CPU, user and system (proc(5), /proc/PID/schedstat)."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 

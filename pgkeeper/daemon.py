@@ -16,6 +16,7 @@ from pgkeeper.control.server import AdminServer
 from pgkeeper.hanger.recovery import Kept
 from pgkeeper.hanger.service import Service
 from pgkeeper.hanger.settings import Settings
+from pgkeeper.metrics.server import MetricsServer
 from pgkeeper.systemd import listen_fds
 from pgkeeper.takeover.giving import Giver
 from pgkeeper.takeover.taking import take_over
@@ -62,6 +63,16 @@ def _binary(options: RunOptions) -> Path:
     return options.pgbouncer
 
 
+def _metrics(options: RunOptions, service: Service) -> MetricsServer:
+    if options.metrics is None:
+        return MetricsServer(None, None)
+    # Only a hanger that is asked for metrics needs what makes them; not at the first scrape, for
+    # all else would wait meanwhile.
+    from pgkeeper.metrics.gather import Gatherer
+
+    return MetricsServer(options.metrics, Gatherer(service))
+
+
 async def _run(
     options: RunOptions,
     ini: BouncerIni,
@@ -78,7 +89,8 @@ async def _run(
     )
     service = Service(loop, settings, ini, launch, options.allow_uids, kept)
     admin = AdminServer(admin_path(launch.socket), Handlers(service), service.allowed_uids)
-    giver = Giver(loop, service, admin)
+    metrics = _metrics(options, service)
+    giver = Giver(loop, service, admin, metrics)
     stopping = asyncio.Event()
 
     def stop() -> None:
@@ -93,14 +105,15 @@ async def _run(
     leave_owner = True
     try:
         if heir is None:
-            opening = _open(service, admin, giver)
+            opening = _open(service, admin, giver, metrics)
         else:
-            opening = take_over(heir, service, admin, giver)
+            opening = take_over(heir, service, admin, giver, metrics)
         await _serve(service, opening, stopping)
         leave_owner = not options.supervise and not service.ended.is_set()
     finally:
         await service.close(leave_owner=leave_owner)
         await giver.close()
+        await metrics.close()
         await admin.close()
     return 0
 
@@ -122,8 +135,9 @@ async def _serve(
         await asyncio.gather(*ends, opening, return_exceptions=True)
 
 
-async def _open(service: Service, admin: AdminServer, giver: Giver) -> None:
+async def _open(service: Service, admin: AdminServer, giver: Giver, metrics: MetricsServer) -> None:
     await service.claim()
+    metrics.start()
     await admin.start()
     giver.start()
     await service.open()

@@ -59,6 +59,8 @@ class Event(StrEnum):
     ADMIN_REFUSED = "admin-refused"
     ADMIN_BAD_REQUEST = "admin-bad-request"
     ADMIN_REQUEST = "admin-request"
+    # the metrics
+    METRICS_PAUSED = "metrics-paused"
 
 
 def configure(json: bool = False, level: str = "info", stream: TextIO | None = None) -> None:

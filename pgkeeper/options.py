@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pwd
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pgkeeper.errors import PgkeeperError
 
@@ -15,6 +15,8 @@ __all__ = [
     "DEFAULT_HANG_TIMEOUT",
     "DEFAULT_HOLD_TIMEOUT",
     "LEAST_HANG_TIMEOUT",
+    "BadEndpointError",
+    "Endpoint",
     "RunOptions",
     "UnknownUserError",
     "uid_of",
@@ -27,6 +29,9 @@ DEFAULT_HOLD_TIMEOUT = 60.0
 DEFAULT_HANG_TIMEOUT = 5.0
 LEAST_HANG_TIMEOUT = 1.0
 
+_LOOPBACK = "127.0.0.1"
+_PORT_MAX = 65535
+_PORT_DIGITS = len(str(_PORT_MAX))
 _UID_MAX = 2**32 - 2  # (uid_t)-1 means "no user" to the kernel
 
 
@@ -55,6 +60,41 @@ def uid_of(name: str) -> int:
         raise UnknownUserError(name) from None
 
 
+class BadEndpointError(PgkeeperError):
+    """`text` does not name an address and a port."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        super().__init__(f"not ADDRESS:PORT or PORT: {text!a}")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where metrics are served: an address or a host's name, and a TCP port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`ADDRESS:PORT`, `[IPV6]:PORT`, or `PORT` of this machine's loopback address.
+
+        Raises `BadEndpointError`.
+        """
+        host, colon, port = text.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+        elif ":" in host:
+            raise BadEndpointError(text)  # of an IPv6 address nobody knows where it ends
+        digits = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS
+        if not digits or not 0 < int(port) <= _PORT_MAX or (colon and not host):
+            raise BadEndpointError(text)
+        return cls(host if colon else _LOOPBACK, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """The options of `pgkeeper run`, checked for shape but not against the machine.
@@ -67,6 +107,7 @@ class RunOptions:
     - `allow_users`: names or uids, besides root, our own and pgbouncer's, that may connect.
     - `hold_timeout`: seconds to hold sessions while nobody serves them; 0 means for ever.
     - `hang_timeout`: seconds without a heartbeat after which pgbouncer is replaced; 0 means never.
+    - `metrics`: where to serve metrics over HTTP; None means nowhere.
     - `log_json`, `log_level`: see `pgkeeper.log.configure`.
     """
 
@@ -78,6 +119,7 @@ class RunOptions:
     allow_users: tuple[str, ...] = ()
     hold_timeout: float = DEFAULT_HOLD_TIMEOUT
     hang_timeout: float = DEFAULT_HANG_TIMEOUT
+    metrics: Endpoint | None = None
     log_json: bool = False
     log_level: str = "info"
 

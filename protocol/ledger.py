@@ -256,6 +256,13 @@ class LedgerView:
             if copy is not None:
                 yield slot, copy
 
+    def raw_slots(self, first: int, count: int) -> bytes:
+        """The bytes of `count` slots from `first` on, fewer where there are no more."""
+        start = self.geometry.slot_offset + (first - 1) * SLOT.size
+        end = self.geometry.slot_offset + self.geometry.slots * SLOT.size
+        end = min(start + count * SLOT.size, end)
+        return bytes(self._data[start:end])
+
     def figures(self, slot: int) -> Figures:
         """What a slot has beside its copies; LedgerDamaged if there is no such slot."""
         if not 1 <= slot <= self.geometry.slots:

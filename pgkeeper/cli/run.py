@@ -17,6 +17,8 @@ from pgkeeper.options import (
     DEFAULT_HANG_TIMEOUT,
     DEFAULT_HOLD_TIMEOUT,
     LEAST_HANG_TIMEOUT,
+    BadEndpointError,
+    Endpoint,
     RunOptions,
     UnknownUserError,
     uid_of,
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _PATH: Final = click.Path(path_type=Path, readable=False)
+
+#: What --metrics is told where a takeover would go on with the old hanger's.
+_OFF: Final = "off"
 
 # The variable of an option --some-name is PGKEEPER_SOME_NAME, not PGKEEPER_RUN_...
 _option = functools.partial(click.option, show_envvar=True)
@@ -60,6 +65,15 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
         except UnknownUserError as error:
             raise click.BadParameter(error.message) from None
     return value
+
+
+def _metrics(ctx: click.Context, param: click.Parameter, value: str | None) -> Endpoint | None:
+    if value in (None, "", _OFF):
+        return None
+    try:
+        return Endpoint.parse(str(value))
+    except BadEndpointError as error:
+        raise click.BadParameter(f"{error.message}, nor {_OFF!r}") from None
 
 
 @click.command("run", context_settings={"auto_envvar_prefix": "PGKEEPER"})
@@ -103,6 +117,12 @@ def _users(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     callback=_hang_seconds,
     help="Seconds without a heartbeat after which pgbouncer is replaced; 0: never.",
 )
+@_option(
+    "--metrics",
+    metavar="[ADDRESS:]PORT",
+    callback=_metrics,
+    help="Serve /metrics and /healthz over HTTP there.  Default: off; no address: 127.0.0.1.",
+)
 @click.option(
     "--takeover",
     is_flag=True,
@@ -128,6 +148,7 @@ def command(
     allow_user: tuple[str, ...],
     hold_timeout: float,
     hang_timeout: float,
+    metrics: Endpoint | None,
     takeover: bool,
     log_json: bool,
     log_level: str,
@@ -171,6 +192,8 @@ def command(
         supervise = supervise if said("supervise") else old.supervise
         hold_timeout = hold_timeout if said("hold_timeout") else old.hold_timeout
         hang_timeout = hang_timeout if said("hang_timeout") else old.hang_timeout
+        if not said("metrics") and old.metrics is not None:
+            metrics = Endpoint.parse(old.metrics)
         allow_user = allow_user or tuple(map(str, old.allow_uids))
     if ini is None:
         raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--ini'")
@@ -191,6 +214,7 @@ def command(
                 allow_users=allow_user,
                 hold_timeout=hold_timeout,
                 hang_timeout=hang_timeout,
+                metrics=metrics,
                 log_json=log_json,
                 log_level=log_level,
             ),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Handlers", "Keeper", "Replies"]
 
-_BATCH: Final = 100  # sessions a line: a few milliseconds of work between turns of the loop
+_BATCH: Final = 50  # sessions a line: a few milliseconds of work between turns of the loop
 
 
 class Keeper(Protocol):

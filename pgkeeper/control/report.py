@@ -15,6 +15,7 @@ __all__ = [
     "HandoffReport",
     "HangerStatus",
     "QuarantineStatus",
+    "Record",
     "ReleaseReport",
     "Session",
     "SessionStatus",
@@ -69,6 +70,24 @@ class AdoptionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """What a hanger counts for its metrics; no part of any report.
+
+    - `deaths` of pgbouncers, and `takeovers` after them, by cause; sessions `lost`, by reason.
+    - `pauses`: how many fell between the bounds of `history.PAUSES`; the last has those above.
+      `pause_sum`: seconds of all of them.
+    - `cause`: why the last one that served has ended.
+    """
+
+    deaths: dict[str, int] = field(default_factory=dict)
+    takeovers: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    pauses: list[int] = field(default_factory=list)
+    pause_sum: float = 0.0
+    cause: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """What a hanger counts, for the one that takes over; no part of any report.
 
@@ -81,6 +100,7 @@ class Counts:
     ready_once: bool
     vacant_since: float | None
     hangs: int = 0
+    record: Record = field(default_factory=Record)
 
 
 @dataclass(frozen=True, slots=True)

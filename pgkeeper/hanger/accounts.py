@@ -19,6 +19,7 @@ from pgkeeper.control.report import (
     SessionStatus,
     Status,
 )
+from pgkeeper.hanger.history import History
 from pgkeeper.hanger.vault import is_server
 from pgkeeper.ledger import reader
 from pgkeeper.states import ProcessState, service_state
@@ -48,6 +49,7 @@ class Accounts:
         self._last_pause: float | None = None
         self._sessions_lost = 0
         self._hangs = 0
+        self.history = History()
 
     def counts(self) -> Counts:
         """What another hanger needs to go on counting."""
@@ -58,6 +60,7 @@ class Accounts:
             self._ready_once,
             self._vacant_since,
             self._hangs,
+            self.history.record(),
         )
 
     def inherit(self, counts: Counts) -> None:
@@ -68,6 +71,7 @@ class Accounts:
         self._ready_once = counts.ready_once
         self._vacant_since = counts.vacant_since
         self._hangs = counts.hangs
+        self.history.inherit(counts.record)
 
     def vacant(self, now: float) -> None:
         """The one that served is dead."""
@@ -92,6 +96,8 @@ class Accounts:
             self._count += 1
             self._last_pause = self.vacancy(now)
             self._sessions_lost += sum(ready.lost)
+            self.history.taken_over(self._last_pause)
+            self.history.lost(lost_by_reason(ready))
         self._ready_once = True
         self._vacant_since = None
 

@@ -311,6 +311,11 @@ class Service:
             quarantine=supervisor.quarantine.status(supervisor.refusals.count),
         )
 
+    @property
+    def vacancy(self) -> float:
+        """For how many seconds nobody has served by now."""
+        return self.supervisor.accounts.vacancy(self._loop.time())
+
     def warnings(self) -> Sequence[str]:
         """Keeper: what the operator ought to change in the ini, and why there is no standby."""
         texts = [warning.text for warning in self._ini.warnings()]

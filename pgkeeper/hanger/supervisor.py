@@ -14,6 +14,7 @@ from pgkeeper.hanger.backoff import Backoff
 from pgkeeper.hanger.census import Census
 from pgkeeper.hanger.delivery import send_client, send_sockets
 from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.hanger.history import cause_of
 from pgkeeper.hanger.holdings import Holdings
 from pgkeeper.hanger.limits import Room
 from pgkeeper.hanger.listeners import Listeners, Pause
@@ -264,6 +265,11 @@ class Supervisor:
             state=was.value,
             how=str(end),
         )
+        if owner or not process.dismissed:
+            segment = self.holdings.segment
+            died_of = 0 if segment is None else segment.died_of
+            cause = cause_of(process, was, served=owner, died_of=died_of)
+            self.accounts.history.died(cause)
         if owner:
             self._vacated(process)
         if not (process.dismissed or process.said_farewell or process.reserved):
@@ -287,6 +293,7 @@ class Supervisor:
         self.holdings.orphaned()
         unheld = self.holdings.vault.forget_unheld()
         if unheld:
+            self.accounts.history.lost({"unheld": unheld})
             log.warning(HangerEvent.SESSIONS_LOST, incarnation=process.incarnation, unheld=unheld)
         if process.said_farewell:
             self._renew_ledger()

@@ -17,7 +17,7 @@ from pgkeeper.hanger.login_guard import UNIX
 from protocol.control import BATCH, HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, KeysView, Mapping
 
     from pgkeeper.hanger.fdstore import FdStore
 
@@ -90,6 +90,11 @@ class Vault:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def tokens(self) -> KeysView[int]:
+        """Of all held sockets, as they come and go."""
+        return self._held.keys()
 
     def new_client(self, fd: int, *, unix: bool, peer: str | None = None) -> Held:
         """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pgkeeper.hanger.process import Process
     from pgkeeper.hanger.service import Service
     from pgkeeper.hanger.vault import Vault
+    from pgkeeper.metrics.server import MetricsServer
     from pgkeeper.takeover.messages import Message
 
     _M = TypeVar("_M", bound=Message)
@@ -75,11 +76,16 @@ class Giver:
     """Listens for the next hanger beside the keeper socket, and gives it all that `service` has."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, service: Service, admin: AdminServer
+        self,
+        loop: asyncio.AbstractEventLoop,
+        service: Service,
+        admin: AdminServer,
+        metrics: MetricsServer,
     ) -> None:
         self._loop = loop
         self._service = service
         self._admin = admin
+        self._metrics = metrics
         path = next_path(service.supervisor.launch.socket)
         self._socket = KeeperSocket(loop, path, (), self._connected)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,7 +121,7 @@ class Giver:
             mine = self._busy = True
             log.info(HangerEvent.TAKEOVER, pid=peer.pid, version=ask.pgkeeper)
             channel.give(_ASKING)
-            channel.send(_offer(self._service))
+            channel.send(_offer(self._service, self._metrics))
             await self._hear(channel, Go, _CHECKING)
             await self._calm()
             self._hand_over(channel, peer, pidfd)
@@ -178,7 +184,7 @@ class Giver:
         start, held = self._loop.time(), len(self._service.supervisor.holdings.vault)
         channel.give(_HANDING)
         try:
-            _send_estate(channel, self._service, self._doors())
+            _send_estate(channel, self._service, self._doors(), self._metrics.fileno())
             channel.receive(Received)
             channel.send(Yours())
         except BaseException:
@@ -187,6 +193,7 @@ class Giver:
             raise
         self._socket.close(unlink=False)
         self._admin.leave()
+        self._metrics.leave()
         self._service.abandon()
         notify(f"MAINPID={peer.pid}")
         ms = round((self._loop.time() - start) * 1000, 3)
@@ -200,7 +207,7 @@ class Giver:
         )
 
 
-def _offer(service: Service) -> Offer:
+def _offer(service: Service, metrics: MetricsServer) -> Offer:
     supervisor = service.supervisor
     settings = supervisor.settings
     return Offer(
@@ -213,10 +220,13 @@ def _offer(service: Service) -> Offer:
         hold_timeout=settings.hold_timeout,
         hang_timeout=settings.hang_timeout,
         allow_uids=sorted(service.allowed_uids),
+        metrics=None if metrics.endpoint is None else str(metrics.endpoint),
     )
 
 
-def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]) -> None:
+def _send_estate(
+    channel: Channel, service: Service, doors: tuple[int, int, int], metrics: int
+) -> None:
     supervisor = service.supervisor
     holdings, vault = supervisor.holdings, supervisor.holdings.vault
     processes = list(supervisor.census)
@@ -232,6 +242,7 @@ def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]
         next_client=vault.next_client,
         draining=supervisor.listeners.given_up,
         ledger=segment is not None,
+        metrics=metrics >= 0,
         listeners=len(listeners),
         sockets=len(vault),
         unheld=len(unheld),
@@ -241,7 +252,8 @@ def _send_estate(channel: Channel, service: Service, doors: tuple[int, int, int]
         counts=supervisor.accounts.counts(),
         blame=supervisor.quarantine.blame(supervisor.refusals.count),
     )
-    channel.send(inventory, doors if segment is None else (*doors, segment.fd))
+    ledger = () if segment is None else (segment.fd,)
+    channel.send(inventory, (*doors, *ledger, *((metrics,) if metrics >= 0 else ())))
     for fds in _batches(listeners):
         channel.send(Listening(len(fds)), fds)
     _send_sockets(channel, vault)

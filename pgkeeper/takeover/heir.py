@@ -60,13 +60,15 @@ class TakeoverFailedError(PgkeeperError):
 class Estate:
     """Everything, with descriptors that are ours.
 
-    `doors` are the listeners of keeper, admin and next socket; `sockets` (token, descriptor, unix,
-    address); `unheld` and `unheld_peers` are by token, `addresses` as `LoginGuard.records`.
+    `doors` are the listeners of keeper, admin and next socket, `metrics` that of the metrics if
+    there is one; `sockets` (token, descriptor, unix, address); `unheld` and `unheld_peers` are by
+    token, `addresses` as `LoginGuard.records`.
     """
 
     inventory: Inventory
     doors: tuple[int, int, int]
     ledger: int | None
+    metrics: int | None
     listeners: list[int] = field(default_factory=list)
     sockets: list[tuple[int, int, bool, str | None]] = field(default_factory=list)
     unheld: dict[int, str] = field(default_factory=dict)
@@ -82,8 +84,7 @@ class Estate:
 
     def _fds(self) -> Iterator[int]:
         yield from self.doors
-        if self.ledger is not None:
-            yield self.ledger
+        yield from (fd for fd in (self.ledger, self.metrics) if fd is not None)
         yield from self.listeners
         yield from (fd for _, fd, _, _ in self.sockets)
         for _, fds in (*self.processes, *((None, fds) for fds in self.strangers)):
@@ -155,11 +156,16 @@ class Heir:
     def _receive(self) -> Estate:
         channel = self._channel
         inventory, fds = channel.receive(Inventory, -1)
-        if len(fds) != 3 + inventory.ledger:
+        if len(fds) != 3 + inventory.ledger + inventory.metrics:
             for fd in fds:
                 os.close(fd)
             raise TakeoverFailedError(f"{len(fds)} descriptors beside the inventory")
-        estate = Estate(inventory, (fds[0], fds[1], fds[2]), fds[3] if inventory.ledger else None)
+        estate = Estate(
+            inventory,
+            (fds[0], fds[1], fds[2]),
+            fds[3] if inventory.ledger else None,
+            fds[-1] if inventory.metrics else None,
+        )
         try:
             while len(estate.listeners) < inventory.listeners:
                 _, fds = channel.receive(Listening, -1)

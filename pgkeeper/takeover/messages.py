@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 #: Both sides must speak the same one.  Raise it with every change of what is below.
-VERSION: Final = 2
+VERSION: Final = 3
 #: Sockets a message, at most.
 BATCH: Final = 64
 #: Bytes a message, at most: two paths of 4096 bytes, each of them escaped, fit.
@@ -92,6 +92,7 @@ class Offer:
     hold_timeout: float
     hang_timeout: float
     allow_uids: list[int]
+    metrics: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,10 @@ class Go:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """How much follows.  Descriptors: listeners of keeper, admin and next socket; the ledger."""
+    """How much follows.
+
+    Descriptors: listeners of keeper, admin and next socket; the ledger; that of the metrics.
+    """
 
     generation: int
     incarnation: int
@@ -116,6 +120,7 @@ class Inventory:
     next_client: int
     draining: bool
     ledger: bool
+    metrics: bool
     listeners: int
     sockets: int
     unheld: int

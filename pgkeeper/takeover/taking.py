@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pgkeeper.control.server import AdminServer
     from pgkeeper.hanger.service import Service
     from pgkeeper.hanger.supervisor import Supervisor
+    from pgkeeper.metrics.server import MetricsServer
     from pgkeeper.takeover.giving import Giver
     from pgkeeper.takeover.heir import Estate, Heir
     from pgkeeper.takeover.messages import ProcessState as SentProcess
@@ -37,12 +39,17 @@ log = get_logger()
 _FORMATS: Final = 3
 
 
-async def take_over(heir: Heir, service: Service, admin: AdminServer, giver: Giver) -> None:
+async def take_over(
+    heir: Heir, service: Service, admin: AdminServer, giver: Giver, metrics: MetricsServer
+) -> None:
     """Become the hanger in the place of the one that `heir` speaks with.
 
     Raises `PgkeeperError`: then nothing was touched, and the old one goes on.
     """
     await service.check()
+    theirs = metrics.endpoint is not None and str(metrics.endpoint) == heir.offer.metrics
+    if not theirs:
+        metrics.start()
     loop = asyncio.get_running_loop()
     estate = heir.collect()
     try:
@@ -67,6 +74,11 @@ async def take_over(heir: Heir, service: Service, admin: AdminServer, giver: Giv
         supervisor.reception.connected(opened, peer_of(opened), Pidfd(pidfd))
     keeper, commands, following = estate.doors
     admin.inherit(commands)
+    if estate.metrics is not None:
+        if theirs:
+            metrics.inherit(estate.metrics)
+        else:
+            os.close(estate.metrics)
     giver.start(following)
     log.info(
         HangerEvent.TAKEN_OVER,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pgkeeper.cli import main
 from pgkeeper.config import ConfigError
-from pgkeeper.options import RunOptions
+from pgkeeper.options import Endpoint, RunOptions
 from pgkeeper.takeover.messages import Offer
 
 
@@ -186,7 +186,7 @@ def test_bad_options_are_wrong_usage(daemon: FakeDaemon, arguments: str) -> None
 class FakeHeir:
     """The hanger that runs has other settings than the defaults."""
 
-    offer = Offer("0", 1, "/old/pgbouncer", "/old/x.ini", True, True, 5.0, 7.0, [0, 70])
+    offer = Offer("0", 1, "/old/pgbouncer", "/old/x.ini", True, True, 5.0, 7.0, [0, 70], "[::1]:1")
 
     @classmethod
     def ask(cls, keeper_socket: Path) -> FakeHeir:
@@ -209,7 +209,37 @@ def test_a_takeover_has_the_old_settings_but_for_what_is_said(
         allow_users=("0", "70"),
         hold_timeout=60.0,
         hang_timeout=7.0,
+        metrics=Endpoint("::1", 1),
     )
+    assert run(*arguments, "--no-supervise", "--metrics", "off") == (0, "")
+    assert daemon.options is not None
+    assert daemon.options.metrics is None
+
+
+@pytest.mark.parametrize(
+    ("text", "endpoint"),
+    [
+        ("9632", Endpoint("127.0.0.1", 9632)),
+        ("0.0.0.0:1", Endpoint("0.0.0.0", 1)),
+        ("[::]:65535", Endpoint("::", 65535)),
+        ("db.example:80", Endpoint("db.example", 80)),
+        ("off", None),
+        ("", None),
+    ],
+)
+def test_where_metrics_are_served(daemon: FakeDaemon, text: str, endpoint: Endpoint | None) -> None:
+    assert run(*MINIMUM, "--metrics", text) == (0, "")
+    assert daemon.options is not None
+    assert daemon.options.metrics == endpoint
+    assert endpoint is None or Endpoint.parse(str(endpoint)) == endpoint
+
+
+@pytest.mark.parametrize("text", ["x", "0", "65536", ":80", "::1:80", "127.0.0.1:", "1.2.3.4:-1"])
+def test_where_they_cannot_be(daemon: FakeDaemon, text: str) -> None:
+    status, error = run(*MINIMUM, "--metrics", text)
+    assert status == 64
+    assert "not ADDRESS:PORT or PORT" in error
+    assert daemon.options is None
 
 
 def test_a_takeover_needs_to_know_of_whom(daemon: FakeDaemon) -> None:

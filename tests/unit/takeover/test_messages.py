@@ -9,19 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgkeeper.control.report import Blame, Counts
+from pgkeeper.control.report import Blame, Counts, Record
 from pgkeeper.takeover import messages
 from pgkeeper.takeover.messages import TakeoverProtocolError, TakeoverVersionError, decode, encode
 
 SERVER = 1 << 63
 ALL: tuple[messages.Message, ...] = (
     messages.Ask("1.0", "/run/systemd/notify"),
-    messages.Offer("1.0", 7, "/x/pgbouncer", "/x/\udcffini", True, True, 60.0, 5.0, [0, 70]),
+    messages.Offer(
+        "1.0", 7, "/x/pgbouncer", "/x/\udcffini", True, True, 60.0, 5.0, [0, 70], "[::1]:1"
+    ),
     messages.Refusal("no"),
     messages.Go(),
     messages.Inventory(
-        *(1, 2, 3, 4, False, True, 1, 2, 0, 1, 0, 2),
-        Counts(3, 0.25, 1, True, None, 2),
+        *(1, 2, 3, 4, False, True, True, 1, 2, 0, 1, 0, 2),
+        Counts(3, 0.25, 1, True, None, 2, Record({"crash": 1}, {"crash": 1}, {}, [1, 0], 0.5)),
         Blame(SERVER | 2, [100.5], {"crash": 2}, 7),
     ),
     messages.Listening(2),
@@ -68,7 +70,7 @@ def test_the_fullest_batch_fits() -> None:
 
 def test_another_version_is_named() -> None:
     plain = {**json.loads(encode(messages.Go())), "version": 1}
-    with pytest.raises(TakeoverVersionError, match=r"takeover version 1, .* version 2"):
+    with pytest.raises(TakeoverVersionError, match=r"takeover version 1, .* version 3"):
         decode(json.dumps(plain).encode())
 
 

@@ -1,0 +1,1 @@
+"""What Prometheus scrapes: figures, their text, and the HTTP server that gives it."""
