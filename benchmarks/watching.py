@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from benchmarks.adoption import Herd
 from benchmarks.cpu import cpu_seconds
 from benchmarks.instructions import SETTINGS
+from pgkeeper.control.report import TopQuery
 from testbed import binaries
 from testbed.keeper import Keeper
 from testbed.postgres import Postgres
@@ -64,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("nothing", lambda: time.sleep(0.2)),
             ("scrape", lambda: _get(port, "/metrics")),
             ("status", keeper.status),
+            ("top", lambda: keeper.client.top(TopQuery())),
             ("sessions", keeper.sessions),
         ):
             _measure(title, act, options.rounds, keeper, port)

@@ -33,6 +33,7 @@ from protocol.control_messages import (
     Frozen,
     HeldSocket,
     Hello,
+    Kill,
     Listeners,
     ListenersBack,
     Ready,
@@ -70,6 +71,7 @@ __all__ = [
     "Frozen",
     "HeldSocket",
     "Hello",
+    "Kill",
     "Listeners",
     "ListenersBack",
     "Lost",
@@ -108,6 +110,7 @@ Message = (
     | Adopt
     | Client
     | Freeze
+    | Kill
     | Thaw
     | ReleaseAll
 )
@@ -116,7 +119,7 @@ _CLASSES: dict[int, type[Message]] = {
     cls.TYPE: cls
     for cls in (
         *(Hello, Register, Release, Unheld, ListenersBack, Ready, Frozen, Farewell, Draining),
-        *(Welcome, Refuse, Listeners, Sockets, Adopt, Client, Freeze, Thaw, ReleaseAll),
+        *(Welcome, Refuse, Listeners, Sockets, Adopt, Client, Freeze, Thaw, ReleaseAll, Kill),
     )
 }
 

@@ -41,6 +41,7 @@ class MessageType(IntEnum):
     FREEZE = 38
     THAW = 39
     RELEASE_ALL = 40
+    KILL = 41
 
 
 class Role(IntEnum):

@@ -212,11 +212,7 @@ class Client(Body):
 
 
 @dataclass(frozen=True, slots=True)
-class Release(Body):
-    """pgbouncer closed these sockets for good: their duplicates are to be closed too."""
-
-    TYPE: ClassVar = MessageType.RELEASE
-
+class _Tokens(Body):
     tokens: tuple[int, ...]
 
     def build(self) -> bytes:
@@ -226,6 +222,20 @@ class Release(Body):
     def parse(cls, body: bytes) -> Self:
         entries = _parse_counted(body, _TOKEN.size)
         return cls(tuple(_TOKEN.unpack(entry)[0] for entry in entries))
+
+
+@dataclass(frozen=True, slots=True)
+class Release(_Tokens):
+    """pgbouncer closed these sockets for good: their duplicates are to be closed too."""
+
+    TYPE: ClassVar = MessageType.RELEASE
+
+
+@dataclass(frozen=True, slots=True)
+class Kill(_Tokens):
+    """The hanger asks pgbouncer to end these clients; one that it does not know has gone."""
+
+    TYPE: ClassVar = MessageType.KILL
 
 
 @dataclass(frozen=True, slots=True)

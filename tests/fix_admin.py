@@ -28,6 +28,9 @@ from pgkeeper.control.report import (
     Session,
     SessionStatus,
     Status,
+    Top,
+    TopQuery,
+    TopRow,
 )
 from pgkeeper.control.server import AdminServer
 from pgkeeper.states import ServiceState
@@ -72,6 +75,8 @@ class FakeKeeper:
         self.error: Exception | None = None
         self.handoffs: list[tuple[Path | None, Path | None]] = []
         self.releases = 0
+        self.queries: list[TopQuery] = []
+        self.kills: list[str] = []
         #: Cleared: a handoff waits at its end until this is set.
         self.go_on = threading.Event()
         self.go_on.set()
@@ -88,6 +93,16 @@ class FakeKeeper:
     def sessions(self) -> Iterable[Session]:
         self._fail()
         return self.session_list
+
+    async def top(self, query: TopQuery) -> Top:
+        self._fail()
+        self.queries.append(query)
+        rows = [TopRow(session, "192.0.2.7", 2, 0.5) for session in SESSIONS]
+        return Top(len(rows), len(rows), rows[query.offset :][: query.limit])
+
+    def kill(self, name: str) -> None:
+        self._fail()
+        self.kills.append(name)
 
     async def handoff(
         self, pgbouncer: Path | None, ini: Path | None, progress: Callable[[str, str], None]

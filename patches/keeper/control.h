@@ -38,6 +38,7 @@ enum KeeperMessageType {
 	KEEPER_MSG_FREEZE = 38,	/* KeeperFreeze: stop at a commit */
 	KEEPER_MSG_THAW = 39,	/* go on */
 	KEEPER_MSG_RELEASE_ALL = 40,	/* say goodbye to every client, then exit */
+	KEEPER_MSG_KILL = 41,	/* KeeperTokens: end these clients; one that is not there has gone */
 };
 
 struct KeeperMessage {

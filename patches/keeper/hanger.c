@@ -372,6 +372,24 @@ static void end_servers(struct StatList *list)
 	}
 }
 
+/* as KILL_CLIENT on the console, but for what is said in the middle of a message: nothing */
+static void kill_clients(const struct KeeperTokens *tokens)
+{
+	uint32_t slot, i;
+
+	for (i = 0; i < tokens->count && i < KEEPER_BATCH; i++) {
+		for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+			struct KeeperLocal *l = &keeper_local[slot];
+
+			if (l->kind != KEEPER_CLIENT || l->token != tokens->token[i])
+				continue;
+			disconnect_client_sqlstate(l->object, between_messages(l->object), "57P01",
+						   "terminated by the operator (pgkeeper)");
+			break;
+		}
+	}
+}
+
 static void release_all(void)
 {
 	struct List *item;
@@ -404,6 +422,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		struct KeeperListeners listeners;
 		struct KeeperAdopt adopt;
 		struct KeeperFreeze freeze;
+		struct KeeperTokens tokens;
 	} m;
 	unsigned i;
 
@@ -460,6 +479,10 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 			release_all();
 		else
 			exit(0);
+		break;
+	case KEEPER_MSG_KILL:
+		if (adopted && !frozen)
+			kill_clients(&m.tokens);
 		break;
 	default:
 		log_warning("keeper: unknown message %d from the hanger", head->type);

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from pgkeeper.control.report import HandoffReport, ReleaseReport, Session
+    from pgkeeper.control.report import HandoffReport, ReleaseReport, Session, TopQuery
 
 __all__ = ["ControlClient", "NoHangerError", "RequestFailedError"]
 
@@ -69,6 +69,14 @@ class ControlClient:
             else:
                 break
         raise self._nonsense()
+
+    def top(self, query: TopQuery) -> protocol.TopReply:
+        """How things are, and the sessions that `query` asks for."""
+        return self._final(protocol.TopRequest(query), protocol.TopReply, _ANSWER_TIMEOUT)
+
+    def kill(self, name: str) -> None:
+        """End the client of that token's name; it has gone soon after."""
+        self._final(protocol.KillRequest(name), protocol.KillReply, _ANSWER_TIMEOUT)
 
     def handoff(
         self,

@@ -15,7 +15,14 @@ from pgkeeper.errors import PgkeeperError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from pgkeeper.control.report import HandoffReport, ReleaseReport, Session, Status
+    from pgkeeper.control.report import (
+        HandoffReport,
+        ReleaseReport,
+        Session,
+        Status,
+        Top,
+        TopQuery,
+    )
 
 __all__ = ["Handlers", "Keeper", "Replies"]
 
@@ -39,6 +46,14 @@ class Keeper(Protocol):
         Read in batches with the event loop running in between, so that a long list delays
         nobody: a generator must bear that sessions come and go meanwhile.
         """
+        ...
+
+    async def top(self, query: TopQuery) -> Top:
+        """Some sessions in some order, and their number; the loop turns meanwhile."""
+        ...
+
+    def kill(self, name: str) -> None:
+        """Have the client of that token's name ended."""
         ...
 
     async def handoff(
@@ -87,6 +102,13 @@ class Handlers:
                     await replies.send(protocol.StatusReply(self._keeper.status(), warnings))
                 case protocol.SessionsRequest():
                     await self._sessions(replies)
+                case protocol.TopRequest():
+                    top = await self._keeper.top(request.query)
+                    warnings = list(self._keeper.warnings())
+                    await replies.send(protocol.TopReply(self._keeper.status(), top, warnings))
+                case protocol.KillRequest():
+                    self._keeper.kill(request.name)
+                    await replies.send(protocol.KillReply())
                 case protocol.HandoffRequest() | protocol.ReleaseRequest():
                     await self._change(request, replies)
         except PgkeeperError as error:

@@ -13,7 +13,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pgkeeper.control.report import HandoffReport, ReleaseReport, Session, Status
+from pgkeeper.control.report import (
+    HandoffReport,
+    ReleaseReport,
+    Session,
+    Status,
+    Top,
+    TopQuery,
+)
 from pgkeeper.control.shape import ShapeError, from_plain, to_plain
 from pgkeeper.errors import PgkeeperError
 
@@ -25,6 +32,8 @@ __all__ = [
     "FailureCode",
     "HandoffReply",
     "HandoffRequest",
+    "KillReply",
+    "KillRequest",
     "Progress",
     "ReleaseReply",
     "ReleaseRequest",
@@ -35,6 +44,8 @@ __all__ = [
     "SessionsRequest",
     "StatusReply",
     "StatusRequest",
+    "TopReply",
+    "TopRequest",
     "VersionMismatchError",
     "admin_path",
     "decode_reply",
@@ -78,6 +89,20 @@ class StatusRequest:
 @dataclass(frozen=True, slots=True)
 class SessionsRequest:
     """`pgkeeper sessions`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopRequest:
+    """`pgkeeper top`, each time it looks."""
+
+    query: TopQuery = field(default_factory=TopQuery)
+
+
+@dataclass(frozen=True, slots=True)
+class KillRequest:
+    """`pgkeeper top`: end this client, `name` as `token_name` gives it."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +167,20 @@ class SessionsEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class TopReply:
+    """How things are; `warnings` as in `StatusReply`."""
+
+    status: Status
+    top: Top
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class KillReply:
+    """pgbouncer was told to end it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HandoffReply:
     """The handoff succeeded."""
 
@@ -155,12 +194,26 @@ class ReleaseReply:
     report: ReleaseReport
 
 
-Request = StatusRequest | SessionsRequest | HandoffRequest | ReleaseRequest
-Reply = Failure | Progress | StatusReply | SessionsBatch | SessionsEnd | HandoffReply | ReleaseReply
+Request = (
+    StatusRequest | SessionsRequest | TopRequest | KillRequest | HandoffRequest | ReleaseRequest
+)
+Reply = (
+    Failure
+    | Progress
+    | StatusReply
+    | SessionsBatch
+    | SessionsEnd
+    | TopReply
+    | KillReply
+    | HandoffReply
+    | ReleaseReply
+)
 
 _REQUESTS: Final[Mapping[str, type[Request]]] = {
     "status": StatusRequest,
     "sessions": SessionsRequest,
+    "top": TopRequest,
+    "kill": KillRequest,
     "handoff": HandoffRequest,
     "release": ReleaseRequest,
 }
@@ -170,6 +223,8 @@ _REPLIES: Final[Mapping[str, type[Reply]]] = {
     "status": StatusReply,
     "sessions": SessionsBatch,
     "sessions-end": SessionsEnd,
+    "top": TopReply,
+    "kill": KillReply,
     "handoff": HandoffReply,
     "release": ReleaseReply,
 }

@@ -20,6 +20,9 @@ __all__ = [
     "Session",
     "SessionStatus",
     "Status",
+    "Top",
+    "TopQuery",
+    "TopRow",
     "token_name",
 ]
 
@@ -177,6 +180,49 @@ class Session:
     reason: str | None
     doing: str
     linked: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TopQuery:
+    """Which sessions to show, and in what order.
+
+    - `order`: "activity" is what runs first, the longest before the others, then what waits.
+    - `match`: a part of user, database, address, state or token; upper and lower case alike.
+    - `offset`, `limit`: which part of the list; the hanger has a limit of its own.
+    """
+
+    side: Literal["client", "server", "all"] = "client"
+    order: Literal["activity", "user", "database", "address", "age", "survived", "token"] = (
+        "activity"
+    )
+    reverse: bool = False
+    match: str = ""
+    offset: int = 0
+    limit: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TopRow:
+    """One of them.
+
+    - `address`: where a client comes from; None if nobody knows.
+    - `survived`: adoptions that it has gone through.
+    - `age`: seconds that its transaction, query or wait has taken so far; None while it rests.
+    """
+
+    session: Session
+    address: str | None
+    survived: int
+    age: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """The sessions that were asked for: how many there are, how many match, and part of those."""
+
+    total: int
+    matching: int
+    rows: list[TopRow]
 
 
 @dataclass(frozen=True, slots=True)

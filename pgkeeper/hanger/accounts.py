@@ -26,7 +26,7 @@ from pgkeeper.states import ProcessState, service_state
 from protocol.control import Lost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     from pgkeeper.control.report import QuarantineStatus
     from pgkeeper.hanger.census import Census
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from pgkeeper.ledger.reader import SessionRow
     from protocol.control import Ready
 
-__all__ = ["Accounts", "handoff_report", "list_sessions", "lost_by_reason"]
+__all__ = [
+    "Accounts",
+    "handoff_report",
+    "list_sessions",
+    "lost_by_reason",
+    "of_row",
+    "without_slot",
+]
 
 
 class Accounts:
@@ -169,29 +176,30 @@ def list_sessions(holdings: Holdings, census: Census) -> Iterator[Session]:
     servers: list[Session] = []
     for row in _rows(holdings):
         seen.add(row.token)
-        session = _of_row(row, held=holdings.vault.get(row.token) is not None)
+        session = of_row(row, held=holdings.vault.get(row.token) is not None)
         if session.kind == "client":
             yield session
         else:
             servers.append(session)
+    for session in without_slot(holdings, census, seen):
+        if session.kind == "client":
+            yield session
+        else:
+            servers.append(session)
+    yield from servers
+
+
+def without_slot(holdings: Holdings, census: Census, seen: Container[int]) -> Iterator[Session]:
+    """Those of which the ledger says nothing, `seen` having the tokens of which it does."""
     owner = census.owner
     serving = owner is not None and owner.state is not ProcessState.FENCED
     fresh = "new, not looked at yet" if serving else "new, waits for a pgbouncer"
     for held in tuple(holdings.vault.held()):
         if held.token not in seen:
-            session = _plain(held.token, "login", None, fresh)
-            if session.kind == "client":
-                yield session
-            else:
-                servers.append(session)
+            yield _plain(held.token, "login", None, fresh)
     for token, reason in holdings.vault.unheld_tokens().items():
         if token not in seen:
-            session = _plain(token, "unheld", reason, "served by pgbouncer alone")
-            if session.kind == "client":
-                yield session
-            else:
-                servers.append(session)
-    yield from servers
+            yield _plain(token, "unheld", reason, "served by pgbouncer alone")
 
 
 def _rows(holdings: Holdings) -> Iterator[SessionRow]:
@@ -206,7 +214,8 @@ def _rows(holdings: Holdings) -> Iterator[SessionRow]:
         yield row
 
 
-def _of_row(row: SessionRow, *, held: bool) -> Session:
+def of_row(row: SessionRow, *, held: bool) -> Session:
+    """What is reported of a socket that the ledger has; `held`: the vault has it too."""
     reason = row.reason
     if reason is None and not held:
         reason = "closing" if row.state == "closing" else "not registered"

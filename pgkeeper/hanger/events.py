@@ -45,6 +45,7 @@ class HangerEvent(StrEnum):
     SESSIONS_LOST = "sessions-lost"
     SESSION_UNHELD = "session-unheld"
     SESSION_BLAMED = "session-blamed"
+    SESSION_KILLED = "session-killed"
     SESSION_QUARANTINED = "session-quarantined"
     LOGINS_REFUSED = "logins-refused"
     QUARANTINE_EXHAUSTED = "quarantine-exhausted"

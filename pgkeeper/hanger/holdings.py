@@ -120,7 +120,7 @@ class Holdings:
         self.format = hello.format
         self._store_ledger()
         self.generation = header.generation
-        self.incarnation = header.incarnation
+        self.incarnation = self.vault.era = header.incarnation
         self.vault.reserve_tokens(hello.last_token)
         with contextlib.suppress(LedgerDamaged):
             self.vault.reserve_tokens(segment.view().act().watermark)
@@ -133,13 +133,14 @@ class Holdings:
         self.format = written
         self._store_ledger()
         self.generation = generation
-        self.incarnation = incarnation
+        self.incarnation = self.vault.era = incarnation
 
     def next_incarnation(self) -> int:
         """Fence the ledger for a new incarnation, and return its number."""
         assert self.segment is not None  # noqa: S101 - only a welcomed process is activated
         self.incarnation += 1
         self.segment.set_incarnation(self.incarnation)
+        self.vault.era = self.incarnation
         return self.incarnation
 
     def guard(self, incarnation: int, pidfd: int) -> None:

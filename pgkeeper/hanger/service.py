@@ -20,6 +20,7 @@ from pgkeeper.hanger.keeper_socket import KeeperSocket
 from pgkeeper.hanger.limits import raise_descriptor_limit
 from pgkeeper.hanger.listeners import Pause
 from pgkeeper.hanger.supervisor import Supervisor
+from pgkeeper.hanger.top import kill, top
 from pgkeeper.hanger.watchdog import Watchdog
 from pgkeeper.log import Event, get_logger
 from pgkeeper.options import uid_of
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pgkeeper.bouncer.inspection import Sighting
-    from pgkeeper.control.report import HandoffReport, Session, Status
+    from pgkeeper.control.report import HandoffReport, Session, Status, Top, TopQuery
     from pgkeeper.hanger.addresses import Address
     from pgkeeper.hanger.process import Process
     from pgkeeper.hanger.recovery import Kept
@@ -327,6 +328,17 @@ class Service:
         """Keeper: all sessions, clients first."""
         supervisor = self._supervisor_here()
         return list_sessions(supervisor.holdings, supervisor.census)
+
+    async def top(self, query: TopQuery) -> Top:
+        """Keeper: some sessions in some order."""
+        supervisor = self._supervisor_here()
+        return await top(supervisor.holdings, supervisor.census, query)
+
+    def kill(self, name: str) -> None:
+        """Keeper: have pgbouncer end a client.  Raises `CannotKillError`."""
+        supervisor = self._supervisor_here()
+        token = kill(supervisor.holdings, supervisor.census, name)
+        log.warning(HangerEvent.SESSION_KILLED, token=token)
 
     async def handoff(
         self, pgbouncer: Path | None, ini: Path | None, progress: Callable[[str, str], None]

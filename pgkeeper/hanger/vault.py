@@ -49,13 +49,15 @@ class TokenTakenError(Exception):
 class Held:
     """One held socket: its name, our descriptor of it, whether it is a Unix-domain one.
 
-    `peer`: the address of a client, None where the kernel does not know it any more.
+    `peer`: the address of a client, None where the kernel does not know it any more.  `born`: the
+    incarnation that served when it came.
     """
 
     token: int
     fd: int
     unix: bool
     peer: str | None = None
+    born: int = 0
 
 
 class Vault:
@@ -67,6 +69,8 @@ class Vault:
     def __init__(self) -> None:
         self.store: FdStore | None = None
         """Keeps duplicates of all that is held, if there is one."""
+        self.era = 0
+        """The incarnation that serves, or has served last."""
         self._held: dict[int, Held] = {}
         self._unheld: dict[int, str] = {}
         self._unheld_peers: dict[int, str] = {}
@@ -98,15 +102,23 @@ class Vault:
 
     def new_client(self, fd: int, *, unix: bool, peer: str | None = None) -> Held:
         """Hold a client just accepted, under the next token; `fd` is the vault's from now on."""
-        held = Held(self._next_client, fd, unix, peer)
+        held = Held(self._next_client, fd, unix, peer, self.era)
         self._next_client += 1
         self._hold(held)
         return held
 
-    def add(self, token: int, fd: int, *, unix: bool, peer: str | None = None) -> None:
+    def add(
+        self,
+        token: int,
+        fd: int,
+        *,
+        unix: bool,
+        peer: str | None = None,
+        born: int | None = None,
+    ) -> None:
         """Hold a socket that pgbouncer registered; `fd` is the vault's from now on.
 
-        `peer`: a client's address, None if only the kernel knows it.
+        `peer`: a client's address, None if only the kernel knows it.  `born`: None for now.
 
         Raises `TokenTakenError`; `fd` is closed then, because nobody else would.
         """
@@ -115,7 +127,7 @@ class Vault:
             raise TokenTakenError(token)
         if peer is None and not is_server(token):
             peer = _peer(fd)
-        self._hold(Held(token, fd, unix, peer))
+        self._hold(Held(token, fd, unix, peer, self.era if born is None else born))
         if is_server(token):
             self._servers += 1
         else:

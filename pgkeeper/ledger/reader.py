@@ -29,7 +29,7 @@ from protocol.ledger_layouts import COPY, SLOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SessionRow", "at_message_boundary", "sessions"]
+__all__ = ["SHOW_STATES", "SessionRow", "at_message_boundary", "session", "sessions"]
 
 SHOW_STATES: Final[Mapping[SocketState, str]] = MappingProxyType(
     {
@@ -110,7 +110,7 @@ def sessions(view: LedgerView, now: int) -> Iterator[SessionRow]:
     so.  The ledger may be written to meanwhile; each row is true for one moment.
     """
     for slot in _in_use(view):
-        row = _row_of(view, slot, now)
+        row = session(view, slot, now)
         if row is not None:
             yield row
 
@@ -122,8 +122,9 @@ def _in_use(view: LedgerView) -> Iterator[int]:
         yield from [slot for slot, both in enumerate(kinds, first) if any(both)]
 
 
-def _row_of(view: LedgerView, slot: int, now: int) -> SessionRow | None:
-    """Read a row, again if the ledger moved on meanwhile: a blob may have been freed under us."""
+def session(view: LedgerView, slot: int, now: int) -> SessionRow | None:
+    """Give the row of one slot, None where no socket is; see `sessions`."""
+    # Read again if the ledger moved on meanwhile: a blob may have been freed under us.
     copy: Copy | None = None
     for _ in range(_RETRIES):
         commit = view.commit

@@ -5,40 +5,22 @@
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from pgkeeper.ledger.scan import Scan
 from protocol.ledger import Flag, Kind, LedgerDamaged, PoolRecord
-from protocol.ledger_layouts import COPY, SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
 
     from protocol.ledger import LedgerView
 
-__all__ = ["Pool", "Tally", "count"]
+__all__ = ["Pool", "PoolNames", "Tally", "count"]
 
-#: Slots read in one go.
-_BATCH: Final = 256
-_READ: Final = ("epoch", "kind", "flags", "token", "pool")
-
-
-def _codec() -> struct.Struct:
-    """Reads `_READ` of both copies of a slot, and passes over the rest."""
-    codes, at = "", 0
-    for copy in range(2):
-        for name in _READ:
-            field_ = COPY.field(name)
-            offset = copy * COPY.size + field_.offset
-            codes += f"{offset - at}x{ {1: 'B', 4: 'I', 8: 'Q'}[field_.size] }"
-            at = offset + field_.size
-    return struct.Struct(f"={codes}{SLOT.size - at}x")
-
-
-_SLOTS: Final = _codec()
+_SCAN: Final = Scan("kind", "flags", "token", "pool")
 _SOCKETS: Final = frozenset({Kind.CLIENT, Kind.SERVER, Kind.CLOSING})
 
 
@@ -72,24 +54,13 @@ def count(view: LedgerView, held: Container[int], tally: Tally, budget: float) -
     checks of copies are left out: numbers for a graph are not what anything is decided by.  Raises
     nothing as long as the view may be read.
     """
-    names: dict[int, Pool] = {0: Pool()}
+    names = PoolNames(view)
     until = time.perf_counter() + budget
-    for first in range(1, view.geometry.slots + 1, _BATCH):
-        commit = view.commit
-        for one in _SLOTS.iter_unpack(view.raw_slots(first, _BATCH)):
-            epoch, kind, flags, token, pool = one[: len(_READ)]
-            other = one[len(_READ)]
-            if other <= commit and (other > epoch or epoch > commit):
-                epoch, kind, flags, token, pool = one[len(_READ) :]
-            if not 0 < epoch <= commit or kind not in _SOCKETS:
-                continue
-            if pool not in names:
-                names[pool] = _name(view, pool)
-                if time.perf_counter() > until:
-                    yield
-                    until = time.perf_counter() + budget
-            tally.tokens.add(token)
-            _add(tally, kind, flags, token in held, names[pool])
+    for batch in _SCAN.batches(view):
+        for _, (_, kind, flags, token, pool) in batch:
+            if kind in _SOCKETS:
+                tally.tokens.add(token)
+                _add(tally, kind, flags, token in held, names[pool])
         if time.perf_counter() > until:
             yield
             until = time.perf_counter() + budget
@@ -108,6 +79,18 @@ def _add(tally: Tally, kind: int, flags: int, held: bool, pool: Pool) -> None:
         tally.clients[pool] += 1
     else:
         tally.servers[pool] += 1
+
+
+class PoolNames(dict[int, Pool]):
+    """Database and user of a pool, by its slot; read when they are first asked for."""
+
+    def __init__(self, view: LedgerView) -> None:
+        super().__init__({0: Pool()})
+        self._view = view
+
+    def __missing__(self, slot: int) -> Pool:
+        name = self[slot] = _name(self._view, slot)
+        return name
 
 
 def _name(view: LedgerView, slot: int) -> Pool:

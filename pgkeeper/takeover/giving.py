@@ -273,7 +273,10 @@ def _send_estate(
 def _send_sockets(channel: Channel, vault: Vault) -> None:
     for held in _batches(tuple(vault.held())):
         message = Sockets(
-            [one.token for one in held], [one.unix for one in held], [one.peer for one in held]
+            [one.token for one in held],
+            [one.unix for one in held],
+            [one.peer for one in held],
+            [one.born for one in held],
         )
         channel.send(message, [one.fd for one in held])
 

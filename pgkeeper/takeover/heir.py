@@ -61,8 +61,8 @@ class Estate:
     """Everything, with descriptors that are ours.
 
     `doors` are the listeners of keeper, admin and next socket, `metrics` that of the metrics if
-    there is one; `sockets` (token, descriptor, unix, address); `unheld` and `unheld_peers` are by
-    token, `addresses` as `LoginGuard.records`.
+    there is one; `sockets` (token, descriptor, unix, address, born); `unheld` and `unheld_peers`
+    are by token, `addresses` as `LoginGuard.records`.
     """
 
     inventory: Inventory
@@ -70,7 +70,7 @@ class Estate:
     ledger: int | None
     metrics: int | None
     listeners: list[int] = field(default_factory=list)
-    sockets: list[tuple[int, int, bool, str | None]] = field(default_factory=list)
+    sockets: list[tuple[int, int, bool, str | None, int]] = field(default_factory=list)
     unheld: dict[int, str] = field(default_factory=dict)
     unheld_peers: dict[int, str] = field(default_factory=dict)
     processes: list[tuple[ProcessState, tuple[int, ...]]] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Estate:
         yield from self.doors
         yield from (fd for fd in (self.ledger, self.metrics) if fd is not None)
         yield from self.listeners
-        yield from (fd for _, fd, _, _ in self.sockets)
+        yield from (fd for _, fd, *_ in self.sockets)
         for _, fds in (*self.processes, *((None, fds) for fds in self.strangers)):
             yield from fds
 
@@ -173,7 +173,9 @@ class Heir:
             while len(estate.sockets) < inventory.sockets:
                 batch, fds = channel.receive(Sockets, -1)
                 # Fewer would be noticed below, as they never add up.
-                estate.sockets += zip(batch.tokens, fds, batch.unix, batch.peers, strict=False)
+                estate.sockets += zip(
+                    batch.tokens, fds, batch.unix, batch.peers, batch.born, strict=False
+                )
             while len(estate.unheld) < inventory.unheld:
                 unheld, _ = channel.receive(Unheld)
                 estate.unheld.update((int(token), why) for token, why in unheld.reasons.items())

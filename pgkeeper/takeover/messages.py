@@ -140,7 +140,7 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Sockets:
-    """Some held sockets: token, whether it is a Unix one, a client's address.
+    """Some held sockets: token, whether it is a Unix one, a client's address, when it came.
 
     Descriptors: one each.
     """
@@ -148,6 +148,7 @@ class Sockets:
     tokens: list[int]
     unix: list[bool]
     peers: list[str | None]
+    born: list[int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def _check_format(estate: Estate) -> None:
 def _stored(estate: Estate) -> set[str]:
     """What the service manager has of it: the old hanger's store is ours, as it stands."""
     names = {listener_name(number) for number in range(len(estate.listeners))}
-    names.update(socket_name(token, unix=unix) for token, _, unix, _ in estate.sockets)
+    names.update(socket_name(token, unix=unix) for token, _, unix, *_ in estate.sockets)
     return names | {LEDGER, owner_name(estate.inventory.incarnation)}
 
 
@@ -113,8 +113,8 @@ def _holdings(supervisor: Supervisor, estate: Estate, segment: Segment | None) -
     inventory = estate.inventory
     holdings = supervisor.holdings
     holdings.inherit(segment, inventory.generation, inventory.incarnation, inventory.format)
-    for token, fd, unix, peer in estate.sockets:
-        holdings.vault.add(token, fd, unix=unix, peer=peer)
+    for token, fd, unix, peer, born in estate.sockets:
+        holdings.vault.add(token, fd, unix=unix, peer=peer, born=born)
     holdings.vault.reserve_tokens(inventory.next_client - 1)
     holdings.vault.inherit_unheld(estate.unheld, estate.unheld_peers)
     supervisor.accounts.inherit(inventory.counts)

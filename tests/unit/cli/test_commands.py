@@ -203,6 +203,13 @@ def test_the_socket_from_the_ini(
     assert pgkeeper(command, "--socket", open_dir / "none").exit_code == 2
 
 
+def test_top_needs_a_terminal(admin: RunningAdmin) -> None:
+    result = pgkeeper("top", "--socket", admin.socket)
+    text = "pgkeeper: top needs a terminal; `pgkeeper sessions --json` needs none\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", text)
+    assert admin.keeper.queries == []
+
+
 @pytest.mark.parametrize("command", ASKING)
 def test_no_hanger_answers(open_dir: Path, command: str) -> None:
     result = pgkeeper(command, "--socket", open_dir / "none")

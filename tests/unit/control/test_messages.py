@@ -21,6 +21,7 @@ from protocol.control import (
     Frozen,
     HeldSocket,
     Hello,
+    Kill,
     Listeners,
     ListenersBack,
     Lost,
@@ -133,6 +134,7 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     "client": (Client(HeldSocket(7, unix=True)), struct.pack("=IIQII", 1, 0, 7, 1, 0), 1),
     "freeze": (Freeze(4), struct.pack("=II", 4, 0), 0),
     "thaw": (Thaw(), b"", 0),
+    "kill": (Kill((7,)), struct.pack("=IIQ", 1, 0, 7), 0),
     "release all": (ReleaseAll(), b"", 0),
 }
 NAMES = sorted(EXAMPLES)
@@ -179,7 +181,7 @@ def test_strangers_are_refused() -> None:
         decode(_head(7, magic=1))
     with pytest.raises(InvalidValueError, match="control version 2, this pgkeeper speaks 1"):
         decode(_head(7, version=2))
-    for kind in (0, 10, 31, 41, 65535):
+    for kind in (0, 10, 31, 42, 65535):
         with pytest.raises(UnknownMessageTypeError, match=str(kind)):
             decode(_head(kind))
     with pytest.raises(BadLengthError):

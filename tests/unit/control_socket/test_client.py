@@ -12,6 +12,7 @@ import pytest
 
 from pgkeeper.control import protocol as p
 from pgkeeper.control.client import ControlClient, NoHangerError, RequestFailedError
+from pgkeeper.control.report import TopQuery
 from pgkeeper.errors import PgkeeperError
 from tests.fix_admin import SESSIONS, STATUS, RunningAdmin
 
@@ -27,6 +28,17 @@ def test_status(admin: RunningAdmin) -> None:
 def test_sessions(admin: RunningAdmin) -> None:
     admin.keeper.session_list = SESSIONS * 100
     assert ControlClient(admin.socket).sessions() == list(SESSIONS * 100)
+
+
+def test_top_and_kill(admin: RunningAdmin) -> None:
+    client = ControlClient(admin.socket)
+    query = TopQuery(order="age", offset=1, limit=1)
+    reply = client.top(query)
+    assert reply.status == STATUS
+    assert [row.session for row in reply.top.rows] == [SESSIONS[1]]
+    assert admin.keeper.queries == [query]
+    client.kill("c7")
+    assert admin.keeper.kills == ["c7"]
 
 
 def test_handoff(admin: RunningAdmin) -> None:

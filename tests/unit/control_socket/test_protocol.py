@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgkeeper.control import protocol as p
-from pgkeeper.control.report import HandoffReport, ReleaseReport, token_name
+from pgkeeper.control.report import (
+    HandoffReport,
+    ReleaseReport,
+    Top,
+    TopQuery,
+    TopRow,
+    token_name,
+)
 from tests.fix_admin import SESSIONS, STATUS
 
 REQUESTS = [
@@ -18,6 +25,9 @@ REQUESTS = [
     p.HandoffRequest(),
     p.HandoffRequest(pgbouncer="/opt/a b\n\udcff", ini="/etc/é.ini"),
     p.ReleaseRequest(),
+    p.TopRequest(),
+    p.TopRequest(TopQuery("all", "age", True, "joe\n\udcff", 100, 20)),
+    p.KillRequest("c7"),
 ]
 REPLIES = [
     p.Failure(p.FailureCode.BUSY, "later"),
@@ -27,6 +37,8 @@ REPLIES = [
     p.SessionsEnd(3),
     p.HandoffReply(HandoffReport(1, 2, 3, 4, {"damaged": 1}, 0.5)),
     p.ReleaseReply(ReleaseReport(1, 0)),
+    p.TopReply(STATUS, Top(9000, 2, [TopRow(SESSIONS[0], None, 0, None)]), ["careful"]),
+    p.KillReply(),
 ]
 
 

@@ -27,7 +27,7 @@ ALL: tuple[messages.Message, ...] = (
         Blame(SERVER | 2, [100.5], {"crash": 2}, 7),
     ),
     messages.Listening(2),
-    messages.Sockets([1, SERVER | 2], [False, True], ["192.0.2.1", None]),
+    messages.Sockets([1, SERVER | 2], [False, True], ["192.0.2.1", None], [1, 2]),
     messages.Unheld({str(SERVER | 9): "tls", "4": "tls"}, {"4": "::1"}),
     messages.ProcessState(
         7,
@@ -61,7 +61,9 @@ def test_round_trip(message: messages.Message) -> None:
 def test_the_fullest_batch_fits() -> None:
     tokens = [SERVER | n for n in range(messages.BATCH)]
     address = "fe80:1111:2222:3333:4444:5555:6666:7777%" + "i" * 15
-    full = messages.Sockets(tokens, [True] * messages.BATCH, [address] * messages.BATCH)
+    full = messages.Sockets(
+        tokens, [True] * messages.BATCH, [address] * messages.BATCH, [2**63] * messages.BATCH
+    )
     longest = messages.Offer(
         "1", 1, "\udcff" * 4096, "\udcff" * 4096, True, True, 1.0, 1.0, [2**32]
     )

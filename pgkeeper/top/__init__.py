@@ -1,0 +1,1 @@
+"""`pgkeeper top`: sessions to watch, in a terminal."""
