@@ -67,6 +67,7 @@ class Line:
         with contextlib.ExitStack() as stack:
             near, self._far = (self._namespace(stack) for _ in range(2))
             program = _build(self._run_dir.path)
+            before = self._log.size()
             process = Process(
                 self._run_dir,
                 "line",
@@ -76,7 +77,7 @@ class Line:
                 pass_fds=(near, self._far),
             )
             stack.callback(process.stop, signal.SIGKILL)
-            wait_until(lambda: "up" in self._log.read() or not process.running, what="a line")
+            wait_until(lambda: "up" in self._log.read(before) or not process.running, what="a line")
             if not process.running:
                 raise NotFoundError("a line", self._log.tail())
             home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
