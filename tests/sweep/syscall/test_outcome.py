@@ -65,11 +65,11 @@ def test_the_servers_log_leaves_out_whom_we_do_not_ask_about() -> None:
     )
 
 
-def test_checks_of_a_server_count_as_one_until_it_is_used() -> None:
+def test_checks_of_a_server_that_nobody_used_are_left_out() -> None:
     times = "2026-01-01 00:00:00.000 UTC [7] sweeper@postgres"
     check, use = f"LOG:  statement: {CHECK_QUERY}", "LOG:  statement: SELECT 2"
-    lines = [f"{times} {line}" for line in (check, check, use, use, check)]
-    assert server_log("\n".join(lines)) == ((check, use, use, check),)
+    lines = [f"{times} {line}" for line in (check, use, check, check, use, use, check)]
+    assert server_log("\n".join(lines)) == ((use, check, use, use, check),)
 
 
 def test_a_lost_session_is_an_alarm() -> None:
