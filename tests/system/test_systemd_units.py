@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import random
 import re
 import shutil
 import signal
@@ -17,6 +20,7 @@ from pgkeeper.control.client import ControlClient, NoHangerError
 from pgkeeper.states import ServiceState
 from testbed import Keeper, wait_until
 from testbed.errors import NotFoundError
+from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.process import alive, send
 from testbed.systemd import UNITS, Systemd, unit_text
 from tests.system.orphans import assert_intact, make_orphans_table, open_three
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from pgkeeper.control.report import Status
     from testbed import Postgres, RunDir
+    from testbed.load import Progress
 
 HANGER, TEMPLATE, SUPERVISED = (
     "pgkeeper.service",
@@ -85,6 +90,18 @@ def test_exposure_is_no_more_than_documented(name: str) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_its_user_is_made(tmp_path: Path) -> None:
+    if shutil.which("systemd-sysusers") is None or os.geteuid() != 0:
+        pytest.skip("NOT TESTED: there is no systemd-sysusers, or we are not root")
+    (tmp_path / "etc").mkdir()
+    rules = UNITS / "pgkeeper.sysusers"
+    subprocess.run(["systemd-sysusers", f"--root={tmp_path}", rules], check=True)
+    made = (tmp_path / "etc" / "passwd").read_text()
+    for name in (HANGER, TEMPLATE, SUPERVISED):
+        (user,) = re.findall(r"^User=(.*)$", (UNITS / name).read_text(), re.M)
+        assert re.search(rf"^{user}:.*nologin$", made, re.M)
+
+
 # the real systemd
 
 
@@ -113,7 +130,7 @@ def keeper(
     users = systemd.inside(run_dir.path / name / "userlist.txt")
     settings: dict[str, str | int | None]
     settings = {"auth_file": str(users), "logfile": None, "keeper_socket": None, "user": None}
-    settings["unix_socket_dir"] = str(SOCKET.parent)
+    settings |= {"unix_socket_dir": str(SOCKET.parent), "max_prepared_statements": 50}
     made = Keeper(run_dir, postgres, patched_binary, name=name, settings=settings)
     for unit in (HANGER, TEMPLATE, SUPERVISED):
         text = unit_text(
@@ -239,6 +256,36 @@ def test_units_of_their_own(systemd: Systemd, keeper: Keeper, postgres: Postgres
     assert control("list-units", "--failed", "--no-legend").strip() == ""
 
 
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_units_of_their_own_under_load(
+    systemd: Systemd, keeper: Keeper, postgres: Postgres, rounds: int
+) -> None:
+    make_tables(postgres)
+    split = Split(systemd, keeper)
+    control, kill = systemd.control, ("kill", "--signal=SIGKILL")
+    disturbances: tuple[Callable[[], object], ...] = (
+        lambda: split.bouncer_ends(lambda: control(*kill, split.active)),
+        lambda: split.bouncer_ends(lambda: control("restart", split.active)),
+        lambda: split.bouncer_ends(lambda: keeper.client.handoff(None, None, lambda _: None)),
+        lambda: split.hanger_ends(lambda: control(*kill, HANGER)),
+        lambda: split.hanger_ends(lambda: control("restart", HANGER)),
+        # What a pgbouncer opens while there is no hanger, dies with it: so not in the other order.
+        lambda: split.all_end(lambda: control(*kill, *BOUNCERS, HANGER)),
+    )
+    chance = random.Random(5)
+
+    async def disturb(progress: Progress) -> None:
+        for disturbance in disturbances * rounds:
+            await progress.wait(chance.randint(1, 30))
+            await asyncio.to_thread(disturbance)
+        await progress.wait(30)
+
+    workers = asyncio.run(work(keeper, EVERY_KIND, disturb))
+
+    check_books(postgres, workers)
+    assert keeper.status().adoptions.sessions_lost == 0
+
+
 def test_a_hanger_is_ready_before_any_pgbouncer_is(systemd: Systemd, keeper: Keeper) -> None:
     systemd.control("start", HANGER)
     assert systemd.property(HANGER, "ActiveState") == "active"
@@ -251,7 +298,7 @@ def test_all_in_one_unit(systemd: Systemd, keeper: Keeper, postgres: Postgres) -
     status = serving(keeper)
     with contextlib.ExitStack() as stack:
         sessions = open_three(stack, keeper, "here")
-        for words in (("kill", "--kill-who=all", "--signal=SIGKILL"), ("restart",)) * 3:
+        for words in (("kill", "--signal=SIGKILL"), ("restart",)) * 3:
             systemd.control(*words, SUPERVISED)
             status = serving(keeper, hanger_not=status.hanger.pid)
             assert_intact(sessions)
