@@ -69,6 +69,8 @@ class Postgres:
     """
 
     host = "127.0.0.1"
+    #: Who may come over TCP, as pg_hba.conf has it.
+    clients = "127.0.0.1/32"
 
     def __init__(
         self,
@@ -277,9 +279,9 @@ class Postgres:
             conf.writelines(f"{key} = '{value}'\n" for key, value in self._settings.items())
         rules = ["local all all trust", "local replication all trust"]
         rules += [
-            f"host all +{auth.role} 127.0.0.1/32 {auth.value}"
+            f"host all +{auth.role} {self.clients} {auth.value}"
             for auth in Auth
             if auth is not Auth.TRUST
         ]
-        rules += ["host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"]
+        rules += [f"host {what} all {self.clients} trust" for what in ("all", "replication")]
         (self._data / "pg_hba.conf").write_text("\n".join(rules) + "\n")

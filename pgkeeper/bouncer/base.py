@@ -93,14 +93,14 @@ class Base(Archive):
 def patches_dir() -> Path:
     """The folder that holds BASE, series, debian/, hooks/ and keeper/.
 
-    It is `$PGKEEPER_PATCHES`, else `patches/` beside the package, as in a checkout.
+    It is `$PGKEEPER_PATCHES`, else the package's own: in a checkout a link, in a wheel the files.
     Raises BaseFileError when there is none.
     """
     override = os.environ.get(PATCHES_ENV)
-    patches = Path(override) if override else Path(__file__).resolve().parents[2] / "patches"
+    patches = Path(override) if override else Path(__file__).resolve().parents[1] / "patches"
     if not (patches / "BASE").is_file():
         raise BaseFileError(
-            patches / "BASE", f"not found; run from a checkout or set {PATCHES_ENV}"
+            patches / "BASE", f"not found; install pgkeeper anew or set {PATCHES_ENV}"
         )
     return patches
 

@@ -177,6 +177,9 @@ class Service:
         if not (restored and len(self.supervisor.listeners)):
             await self._listen(self._wanted)
         self.supervisor.open()
+        if not self._settings.supervise and self.supervisor.census.owner is None:
+            # Whoever starts pgbouncer may wait for us with that.
+            notify("READY=1", "STATUS=waiting for a pgbouncer")
         if self.store is not None and self._kept is not None:
             self.store.keep_only(self.supervisor.stored_names())
         self._kept = None

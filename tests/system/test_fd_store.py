@@ -1,25 +1,21 @@
-"""Hanger and pgbouncer die at once: what the service manager keeps brings the sessions back."""
+"""Hanger and pgbouncer die at once: what the service manager keeps brings the sessions back.
+
+With a stand-in for the manager; `test_systemd_units.py` has the real one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import signal
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
 
-from pgkeeper.control.client import NoHangerError
-from pgkeeper.states import ServiceState
 from testbed import Keeper, RawClient, wait_until
 from testbed.errors import ConnectionLostError
-from testbed.guard import MARK
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.manager import Manager
@@ -28,6 +24,7 @@ from tests.system.orphans import assert_intact, make_orphans_table, open_three
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from testbed import Postgres, RunDir
     from testbed.load import Progress
@@ -241,45 +238,6 @@ def test_what_cannot_be_gone_on_with_ends_clearly(
             client.query("SELECT 1")
     assert keeper.sql("SELECT 1") == [(1,)]
     wait_until(lambda: count(manager, "client") == 0, what="nothing old is kept")
-
-
-def test_with_the_real_manager(run_dir: RunDir, postgres: Postgres, patched_binary: Path) -> None:
-    """systemd itself kills the whole service, and starts it with what it has kept."""
-    if not Path("/run/systemd/system").is_dir() or os.geteuid() != 0:
-        pytest.skip("NOT TESTED with the real systemd: it does not run here, or we are not root")
-    keeper = Keeper(run_dir, postgres, patched_binary, name="real-manager")
-    unit = f"pgkeeper-test-{run_dir.run_id}.service"
-    properties = {
-        "Type": "notify",
-        "Restart": "always",
-        "RestartSec": "0",
-        "FileDescriptorStoreMax": "256",
-        "Environment": f"FDSTORE=256 {MARK}={run_dir.run_id}/{keeper.name}",
-    }
-    words = [word for name, value in properties.items() for word in ("-p", f"{name}={value}")]
-    command = Path(sys.executable).with_name("pgkeeper")
-    program = run_dir.usable(patched_binary)
-    service = ("run", "--ini", keeper.ini_path, "--pgbouncer", program)
-    subprocess.run(["systemd-run", f"--unit={unit}", *words, command, *service], check=True)
-    try:
-        with RawClient(keeper.host, keeper.port).login() as client:
-            for _ in range(3):
-                before = keeper.status()
-                subprocess.run(["systemctl", "kill", "--signal=SIGKILL", unit], check=True)
-                wait_until(lambda pid=before.hanger.pid: restarted(keeper, pid), what="it is back")
-                assert client.query("SELECT 1") == [("1",)]
-                assert keeper.status().adoptions.sessions_lost == 0
-    finally:
-        subprocess.run(["systemctl", "stop", unit], check=True)
-
-
-def restarted(keeper: Keeper, pid: int) -> bool:
-    """Whether another hanger than `pid` has a pgbouncer that serves."""
-    try:
-        status = keeper.status()
-    except NoHangerError:
-        return False
-    return status.hanger.pid != pid and status.pgbouncer.state is ServiceState.ACTIVE
 
 
 def own_descriptors(keeper: Keeper) -> int:

@@ -200,17 +200,22 @@ def test_a_new_hanger_keeps_the_address_out_too(keeper: Keeper) -> None:
     """A takeover brings along who has crashed it, and where each session comes from."""
     with connect(keeper) as session:
         session.login()
-        assert attack(keeper) == "57P03"
+        # Until the doors stay closed for longer than a new hanger takes to start: eight seconds.
+        for _ in range(3):
+            wait_until(lambda: logs_in(keeper), what="the address may log in", seconds=10)
+            assert attack(keeper) == "57P03"
+        before = keeper.status().crashes.quarantine
         keeper.take_over()
         crashes = keeper.status().crashes.quarantine
-        assert (crashes.addresses, crashes.ended) == (1, {"login": 1})
+        assert crashes == before
+        assert crashes.addresses == 1
         assert attack(keeper) == "57P03"
         assert keeper.status().crashes.quarantine.logins_refused > crashes.logins_refused
-        wait_until(lambda: logs_in(keeper), what="the address may log in", seconds=5)
-        # Two were crashes by the old one's count: the third closes the doors at once.
-        before = keeper.status().pgbouncer.incarnation
+        wait_until(lambda: logs_in(keeper), what="the address may log in", seconds=20)
+        # The old one's count goes on: the first crash closes the doors at once.
+        incarnation = keeper.status().pgbouncer.incarnation
         assert attack(keeper) == "57P03"
-        assert keeper.wait_active().pgbouncer.incarnation == before + 1
+        assert keeper.wait_active().pgbouncer.incarnation == incarnation + 1
         assert session.query("SELECT 1") == [("1",)]
 
 

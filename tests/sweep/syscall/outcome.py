@@ -25,6 +25,8 @@ _NUMBER = re.compile(r"(PGBOUNCER_|127\.0\.0\.1:)\d+")
 _WORK = ("LOG:  statement", "LOG:  execute")
 # connect_query is a part of the login: it runs again when the login has to begin anew.
 CONNECT_QUERY = "SET work_mem = 3072"
+# The janitor may come between a login or check and who waits for the server: it is checked then.
+CHECK_QUERY = "SELECT 'checked'"
 _WRONG = re.compile(
     "could not go on|damaged|not held|ledger is full|Assert|FATAL|Sanitizer|runtime error|Traceback"
 )
@@ -47,12 +49,15 @@ def server_log(text: str) -> tuple[tuple[str, ...], ...]:
     """What each of the server's sessions did according to its log, in its order; sorted.
 
     One that ran no statement is left out: a server login dies with the process that was at it,
-    and the next one begins another.
+    and the next one begins another. A check of a server that nobody had since the last is, too.
     """
     sessions: dict[str, list[str]] = {}
     for pid, line in _LOGGED.findall(_NUMBER.sub(r"\1n", text)):
-        if not _UNSETTLED.search(line):
-            sessions.setdefault(pid, []).append(line)
+        if _UNSETTLED.search(line):
+            continue
+        lines = sessions.setdefault(pid, [])
+        if not (line.endswith(CHECK_QUERY) and lines[-1:] in ([], [line])):
+            lines.append(line)
     return tuple(sorted(tuple(lines) for lines in sessions.values() if any(map(_is_work, lines))))
 
 

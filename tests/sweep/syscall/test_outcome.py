@@ -6,7 +6,14 @@ import dataclasses
 
 import pytest
 
-from tests.sweep.syscall.outcome import CONNECT_QUERY, Outcome, alarms, differences, server_log
+from tests.sweep.syscall.outcome import (
+    CHECK_QUERY,
+    CONNECT_QUERY,
+    Outcome,
+    alarms,
+    differences,
+    server_log,
+)
 
 REFERENCE = Outcome(
     {"a": b"one two", "b": b""},
@@ -56,6 +63,13 @@ def test_the_servers_log_leaves_out_whom_we_do_not_ask_about() -> None:
         ("LOG:  statement: SELECT '127.0.0.1:n'",),
         ("LOG:  statement: SELECT 2", "LOG:  execute PGBOUNCER_n: SELECT 1"),
     )
+
+
+def test_checks_of_a_server_that_nobody_used_are_left_out() -> None:
+    times = "2026-01-01 00:00:00.000 UTC [7] sweeper@postgres"
+    check, use = f"LOG:  statement: {CHECK_QUERY}", "LOG:  statement: SELECT 2"
+    lines = [f"{times} {line}" for line in (check, use, check, check, use, use, check)]
+    assert server_log("\n".join(lines)) == ((use, check, use, use, check),)
 
 
 def test_a_lost_session_is_an_alarm() -> None:

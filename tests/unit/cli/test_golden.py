@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pgkeeper.cli import main, render
+from pgkeeper.cli import COMMANDS, main, render
 from pgkeeper.config import BouncerIni, Database
 from pgkeeper.control.report import AdoptionStatus, BouncerStatus, CrashStatus, SessionStatus
 from pgkeeper.states import ServiceState
@@ -38,7 +38,7 @@ def compare(name: str, text: str) -> None:
     assert text == path.read_text()
 
 
-@pytest.mark.parametrize("command", ["", "run", "status", "sessions", "top", "handoff", "release"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     arguments = [command, "--help"] if command else ["--help"]

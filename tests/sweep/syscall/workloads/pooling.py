@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.sweep.syscall.outcome import CONNECT_QUERY
+from tests.sweep.syscall.outcome import CHECK_QUERY, CONNECT_QUERY
 from tests.sweep.syscall.stage import MD5_USER, USER, Workload, act, cast
 from tests.sweep.syscall.talker import SYNC, bind, execute, parse, query
 
@@ -96,10 +96,13 @@ def _check_query(stage: Stage) -> None:
     a, b = stage.talkers
     a.ask(query(act("a")))
     stage.await_server_state("used")
-    b.send(query(act("b")))
+    b.send(query(f"BEGIN; {act('b')}"))
     b.await_read()
     a.send(parse("", act("a again")), bind(""), execute(), SYNC)
+    # Before the server is released: if it rested in between, it would be checked again.
+    a.await_read()
     b.ready()
+    b.ask(query("COMMIT"))
     a.ready()
     stage.await_server_state("used")
     stage.end_server("")
@@ -208,7 +211,7 @@ WORKLOADS = (
         "check-query",
         _check_query,
         pool="pool_size=1",
-        settings={"server_check_delay": 0, "server_check_query": "SELECT 'checked'"},
+        settings={"server_check_delay": 0, "server_check_query": CHECK_QUERY},
         opening=cast("a", "b"),
     ),
     Workload(
