@@ -224,6 +224,8 @@ def test_whoever_starts_nothing_needs_no_patches(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PGKEEPER_PATCHES", str(tmp_path))  # as in a container, or with a wheel
-    assert real_daemon._binary(RunOptions(Path("pgbouncer.ini"), supervise=False)) == Path("pgbouncer")
+    assert real_daemon._binary(RunOptions(Path("pgbouncer.ini"), supervise=False)) == Path(
+        "pgbouncer"
+    )
     with pytest.raises(BaseFileError):
         real_daemon._binary(RunOptions(Path("pgbouncer.ini")))

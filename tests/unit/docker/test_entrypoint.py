@@ -1,4 +1,4 @@
-"""docker/entrypoint.sh: which configuration pgbouncer gets, what is refused, and that secrets stay so."""
+"""docker/entrypoint.sh: which configuration is made, what is refused, and that secrets stay so."""
 
 from __future__ import annotations
 
