@@ -17,7 +17,10 @@ RUN apt-get update \
 WORKDIR /src
 COPY docker/pgbouncer.Dockerfile docker/pgbouncer*.tar.gz docker/
 COPY patches patches
-COPY pgkeeper pgkeeper
+# no more than `pgkeeper build` needs, so that nothing else makes it run again
+COPY pgkeeper/__init__.py pgkeeper/errors.py pgkeeper/version.py pgkeeper/
+COPY pgkeeper/cli/__init__.py pgkeeper/cli/build.py pgkeeper/cli/
+COPY pgkeeper/bouncer pgkeeper/bouncer
 # --vanilla is PgBouncer without pgkeeper's patches, to compare with
 ARG VARIANT=
 RUN export PGKEEPER_CACHE=/build PGKEEPER_SOURCE \

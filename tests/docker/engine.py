@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _START_S = 90.0
 _INSTALL_S = 600.0
-#: Another run on this machine may have the engine.
+#: How long layers are kept that no image has any more.
+_KEPT_FOR = "168h"
 _PACKAGES = {
     "dockerd": "docker.io",
     "docker-compose": "docker-compose",
@@ -91,12 +92,13 @@ def _install(programs: Sequence[str]) -> None:
 
 
 def _clear(client: docker.DockerClient) -> None:
-    """Remove what a run that was killed has left in our engine."""
+    """Remove what a run that was killed has left in our engine, and layers of long ago."""
     for container in client.containers.list(all=True):
         container.remove(force=True)
     client.networks.prune()
     for volume in client.volumes.list():
         volume.remove(force=True)
+    client.images.prune(filters={"dangling": True, "until": _KEPT_FOR})
 
 
 def _forwards_nothing() -> bool:

@@ -52,12 +52,13 @@ def answers(images: Images, network: Network, pgbouncer: DockerContainer, port: 
     outside = free_port()
     pgbouncer.with_kwargs(
         network=network.name,
-        ports={f"{port}/tcp": ("127.0.0.1", outside)},
         read_only=True,
         cap_drop=["ALL"],
         security_opt=["no-new-privileges:true"],
-        tmpfs={"/run/pgbouncer": "mode=0700,uid=6432,gid=6432"},
     )
+    pgbouncer.ports[f"{port}/tcp"] = ("127.0.0.1", outside)
+    pgbouncer.tmpfs["/tmp"] = ""
+    pgbouncer.tmpfs["/run/pgbouncer"] = "mode=0700,uid=6432,gid=6432"
     with pgbouncer:
         container = pgbouncer.get_wrapped_container()
         try:
