@@ -54,7 +54,9 @@ def _socket(options: RunOptions, ini: BouncerIni) -> Path:
 
 
 def _binary(options: RunOptions) -> Path:
-    """What to start; a hanger that starts nothing never looks at it."""
+    """What to start; a hanger that starts nothing never looks at it, and needs no patches/."""
+    if options.pgbouncer is None and not options.supervise:
+        return Path("pgbouncer")
     if options.pgbouncer is None:
         # Building is a large part of the program that running does not need otherwise.
         from pgkeeper.bouncer.build import cached_binary

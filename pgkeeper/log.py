@@ -77,10 +77,10 @@ def configure(json: bool = False, level: str = "info", stream: TextIO | None = N
         renderer = structlog.processors.JSONRenderer(default=str)
     else:
         renderer = structlog.dev.ConsoleRenderer(
+            24,  # columns for the event; the name of this argument is another since 25.5
             colors=stream.isatty() and not os.environ.get("NO_COLOR"),
             # The default formatter shows local variables: passwords and queries among them.
             exception_formatter=structlog.dev.plain_traceback,
-            pad_event_to=24,
         )
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,

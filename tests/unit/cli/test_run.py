@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from click.testing import CliRunner
 
+from pgkeeper import daemon as real_daemon
+from pgkeeper.bouncer.base import BaseFileError
 from pgkeeper.cli import main
 from pgkeeper.config import ConfigError
 from pgkeeper.options import Endpoint, RunOptions
@@ -246,3 +248,14 @@ def test_a_takeover_needs_to_know_of_whom(daemon: FakeDaemon) -> None:
     status, text = run("--takeover")
     assert status == 64
     assert "--takeover needs --socket, or an --ini with keeper_socket" in text
+
+
+def test_whoever_starts_nothing_needs_no_patches(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PGKEEPER_PATCHES", str(tmp_path))  # as in a container, or with a wheel
+    assert real_daemon._binary(RunOptions(Path("pgbouncer.ini"), supervise=False)) == Path(
+        "pgbouncer"
+    )
+    with pytest.raises(BaseFileError):
+        real_daemon._binary(RunOptions(Path("pgbouncer.ini")))
