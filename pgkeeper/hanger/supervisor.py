@@ -159,12 +159,6 @@ class Supervisor:
         process.incarnation = self.holdings.next_incarnation()
         process.feed(Event.ACTIVATE)
         process.set_deadline(self.settings.patience.ready, "it did not get ready")
-        log.info(
-            HangerEvent.BOUNCER_ADOPTING,
-            pid=process.pid,
-            incarnation=process.incarnation,
-            held=len(self.holdings.vault),
-        )
 
         def adopt() -> tuple[Message, tuple[int, ...]]:
             down = self.accounts.vacancy(self._loop.time())
@@ -172,6 +166,13 @@ class Supervisor:
 
         send_sockets(link, self.holdings.vault)
         link.send_later(adopt)
+        # Only now: everybody waits for those, and a line takes as long as three hundred of them.
+        log.info(
+            HangerEvent.BOUNCER_ADOPTING,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            held=len(self.holdings.vault),
+        )
 
     # what the reception tells
 
