@@ -251,11 +251,12 @@ class Handoff:
 
     async def _thaw(self) -> bool:
         owner = self._supervisor.census.owner
-        if owner is None or owner.link is None or owner.state not in _STILL:
+        if owner is None:
             return False
-        owner.dismissed = False
-        owner.feed(Event.THAW)
-        owner.link.send(Thaw())
+        if owner.link is not None and owner.state in _STILL:
+            owner.dismissed = False
+            owner.feed(Event.THAW)
+            owner.link.send(Thaw())
         return True
 
     # going back
