@@ -177,6 +177,8 @@ class Handoff:
         except PgkeeperError as error:
             return self._fail(error.message)
         self._new = self._supervisor.spawn(self._launch, reserved=True)
+        if self._new is not None:
+            self._new.staged = True
         return self._new is not None or self._fail("the new pgbouncer could not be started")
 
     async def _await_standby(self) -> bool:

@@ -43,6 +43,8 @@ log = get_logger()
 
 #: Seconds that the service manager has to take our last messages about descriptors.
 _LAST_WORDS: Final = 1.0
+#: Where we listen, which only a handoff changes.
+_MOVES: Final = ("listen_addr", "listen_port", "unix_socket_dir")
 #: Seconds until an address that cannot be had again is tried once more.
 _LISTEN_AGAIN: Final = 1.0
 
@@ -295,6 +297,10 @@ class Service:
             log.error(HangerEvent.RELOAD, failed=error.message)
             return
         log.info(HangerEvent.RELOAD, ini=str(ini.path))
+        for setting in _MOVES:
+            if getattr(ini, setting) != getattr(self._ini, setting):
+                text = f"{setting} has changed: `pgkeeper handoff` listens there"
+                log.warning(Event.CONFIG_WARNING, setting=setting, text=text)
         self._ini = ini
         self.supervisor.reload(ini)
 
@@ -329,16 +335,25 @@ class Service:
         """Keeper: replace pgbouncer.  Raises `PgkeeperError`: nothing or everything was done."""
         supervisor = self._supervisor_here()
         launch = None
-        new_ini = self._ini
+        new_ini, wanted = self._ini, self._wanted
+        listeners = supervisor.listeners
         if self._settings.supervise:
             old = supervisor.launch
             launch = Launch(pgbouncer or old.binary, ini or old.ini, old.socket)
             new_ini = BouncerIni.load(launch.ini)
             self._check_user(new_ini)
+            # Names are resolved elsewhere: that may take its time.
+            wanted = await asyncio.to_thread(addresses, new_ini)
+            listeners.stage(wanted, new_ini, owner=self._socket_owner)
         elif pgbouncer is not None or ini is not None:
             raise NotSupervisingError
-        report = await Handoff(supervisor, launch, progress).run()
-        self._ini = new_ini
+        try:
+            report = await Handoff(supervisor, launch, progress).run()
+        except BaseException:
+            listeners.drop_stage()
+            raise
+        listeners.take_stage()
+        self._ini, self._wanted = new_ini, wanted
         supervisor.room.max_client_conn = new_ini.max_client_conn
         return report
 
