@@ -15,4 +15,5 @@ pytest_plugins = (
     "tests.fix_bouncer",
     "tests.fix_keeper",
     "tests.fix_formats",
+    "tests.fix_scripted",
 )

@@ -150,7 +150,7 @@ class Service:
         self.handed_over = True
         self._watchdog.stop()
         self._socket.close(unlink=False)
-        self.supervisor.abandon()
+        self.supervisor.closing.abandon()
         self.ended.set()
 
     def _began(self) -> None:
@@ -282,7 +282,7 @@ class Service:
         if self._again is not None:
             self._again.cancel()
         leave_owner = leave_owner and self.supervisor.census.owner is not None
-        await self.supervisor.stop(leave_owner=leave_owner)
+        await self.supervisor.closing.stop(leave_owner=leave_owner)
         self._socket.close(unlink=not leave_owner)
         if self.store is not None:
             self.store.flush(_LAST_WORDS)
@@ -359,7 +359,7 @@ class Service:
 
     async def release(self) -> ReleaseReport:
         """Keeper: end all sessions; the service ends soon after."""
-        clients, servers = await self._supervisor_here().release()
+        clients, servers = await self._supervisor_here().closing.release()
         self._loop.call_soon(self.ended.set)
         return ReleaseReport(clients, servers)
 
