@@ -12,12 +12,11 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
 import sys
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from benchmarks.herd import Herd
 from benchmarks.instructions import SETTINGS
 from testbed import binaries
 from testbed.keeper import Keeper
@@ -26,67 +25,11 @@ from testbed.rundir import RunDir
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from types import TracebackType
 
-_SOURCE = Path(__file__).with_name("herd.c")
+    from benchmarks.herd import Pause
+
 _SERVERS = 20
 _ADOPTED = re.compile(r"adopted .* in (\d+) us")
-
-
-class HerdError(Exception):
-    """The measuring client has ended; it has said on stderr which answer was wrong or missing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Milliseconds from the start of a round until all were asked, and to three of the answers."""
-
-    sent: float
-    first: float
-    median: float
-    last: float
-
-
-class Herd:
-    """The measuring client with its sessions, logged in and prepared. A context manager."""
-
-    def __init__(self, run_dir: RunDir, keeper: Keeper, sessions: int, statements: int) -> None:
-        program = run_dir.path / "herd"
-        subprocess.run(["cc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
-        self._process = subprocess.Popen(
-            [
-                *(str(program), keeper.host, str(keeper.port), str(sessions), str(statements)),
-                *("postgres", "transaction"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Herd:
-        self._read()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._process.communicate()
-
-    def play(self, number: int, *, kill: int = 0) -> Pause:
-        """One round: ask all sessions; with `kill` that process dies first. Raises `HerdError`."""
-        assert self._process.stdin is not None  # noqa: S101 (it is a pipe)
-        print(kill, number, file=self._process.stdin, flush=True)
-        return Pause(**json.loads(self._read()))
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None  # noqa: S101 (it is a pipe)
-        line = self._process.stdout.readline()
-        if not line:
-            raise HerdError
-        return line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

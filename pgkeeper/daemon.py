@@ -97,7 +97,7 @@ async def _run(
 
     def stop() -> None:
         if stopping.is_set():
-            service.supervisor.hurry()
+            service.supervisor.closing.hurry()
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _COUNTED = struct.Struct("=II")
 _TOKEN = struct.Struct("=Q")
 _UNIX = struct.Struct("=I")
+#: `layouts.SOCKET`, without names: all sockets go through it while nobody serves.
+_SOCKET = struct.Struct("=QII")
 
 
 class Body:
@@ -99,14 +101,14 @@ class HeldSocket:
     unix: bool = False
 
     def build(self) -> bytes:
-        return layouts.SOCKET.build(token=self.token, unix_socket=int(self.unix))
+        return _SOCKET.pack(self.token, self.unix, 0)
 
     @classmethod
     def parse(cls, entry: bytes) -> Self:
-        fields = layouts.SOCKET.parse(entry)
-        if fields["token"] == 0:
+        token, unix, _ = _SOCKET.unpack(entry)
+        if token == 0:
             raise InvalidValueError("no socket has the token 0", field="token")
-        return cls(fields["token"], _flag(fields["unix_socket"], "unix_socket"))
+        return cls(token, _flag(unix, "unix_socket"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,8 +164,12 @@ class Keeper(Pooler):
         if code != 0:
             new.stop(signal.SIGKILL)
             raise ProcessFailedError(self.name, f"not taken over ({code})", self.output.tail())
-        self._process = new
+        self.follow(new)
         return old
+
+    def follow(self, hanger: Process) -> None:
+        """This is the hanger from now on; the one before has ended."""
+        self._process = hanger
 
     def begin_takeover(self, *options: str | Path, env: Mapping[str, str] | None = None) -> Process:
         """Start a hanger with `--takeover`, and leave it to the caller."""

@@ -10,4 +10,10 @@ _ROOT = str(Path(__file__).parent.parent)
 if _ROOT not in sys.path:
     sys.path.insert(0, _ROOT)
 
-pytest_plugins = ("tests.fix_bed", "tests.fix_bouncer", "tests.fix_keeper")
+pytest_plugins = (
+    "tests.fix_bed",
+    "tests.fix_bouncer",
+    "tests.fix_keeper",
+    "tests.fix_formats",
+    "tests.fix_scripted",
+)

@@ -25,6 +25,22 @@ void keeper_local_setup(void)
 	keeper_loop_setup();
 }
 
+static void write_all_anew(bool only_full)
+{
+	uint32_t slot;
+
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperLocal *l = &keeper_local[slot];
+
+		if (l->kind == KEEPER_FREE || (only_full && !l->full))
+			continue;
+		l->calm = false;
+		l->stale = true;
+		keeper_store_mark(&keeper_store, slot);
+	}
+	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+}
+
 /*
  * One commit makes all of it true: every copy and every record; what is kept
  * of these from the last time was written in the former format.  A format that
@@ -33,21 +49,13 @@ void keeper_local_setup(void)
 void keeper_write_in_format(uint32_t format)
 {
 	struct KeeperActRecord *act = keeper_store.header->act;
-	uint32_t slot;
 
 	keeper_store.format = format;
 	act[(keeper_store.epoch + 1) & 1].format = format;
-	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
-		struct KeeperLocal *l = &keeper_local[slot];
-
-		if (l->kind == KEEPER_FREE)
-			continue;
-		l->calm = false;
-		l->stale = true;
-		keeper_store_mark(&keeper_store, slot);
-	}
-	keeper_commit(KEEPER_ACT_NONE, 0, 0);
+	write_all_anew(false);
 	act[(keeper_store.epoch + 1) & 1].format = format;
+	/* a record that found no room beside the former one finds it in that one's place */
+	write_all_anew(true);
 }
 
 /*

@@ -58,9 +58,13 @@ class Pidfd:
     @property
     def ended(self) -> bool:
         """Whether the process has ended, all threads of it: its descriptors are closed."""
+        return self.ends_within(0)
+
+    def ends_within(self, ms: int) -> bool:
+        """Whether it has ended, or does within so many milliseconds; blocks until then."""
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(ms))
 
     def signal(self, number: signal.Signals) -> bool:
         """Send a signal; False if the process has ended, or may not or cannot be signalled."""

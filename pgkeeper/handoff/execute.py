@@ -177,6 +177,8 @@ class Handoff:
         except PgkeeperError as error:
             return self._fail(error.message)
         self._new = self._supervisor.spawn(self._launch, reserved=True)
+        if self._new is not None:
+            self._new.staged = True
         return self._new is not None or self._fail("the new pgbouncer could not be started")
 
     async def _await_standby(self) -> bool:
@@ -251,11 +253,12 @@ class Handoff:
 
     async def _thaw(self) -> bool:
         owner = self._supervisor.census.owner
-        if owner is None or owner.link is None or owner.state not in _STILL:
+        if owner is None:
             return False
-        owner.dismissed = False
-        owner.feed(Event.THAW)
-        owner.link.send(Thaw())
+        if owner.link is not None and owner.state in _STILL:
+            owner.dismissed = False
+            owner.feed(Event.THAW)
+            owner.link.send(Thaw())
         return True
 
     # going back

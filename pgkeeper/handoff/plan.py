@@ -8,7 +8,8 @@ may touch the sessions.  Why the order is right:
    listeners).  A new one that cannot start, or is refused, costs nothing.
 2. FREEZE lets the old one finish what is under way and stop at a commit, in a format that the new
    one reads.  If it wrote in such a format before, its failure changes nothing, since SIGKILL at
-   any moment is just as good; else the old one is thawed and keeps the sessions.
+   any moment is just as good; else the old one is thawed and keeps the sessions, or,
+   if it has died of that, its binary is started again.
 3. No one is activated before the former owner is known to be dead (`Picture.check`).  A process
    that cannot be killed is thawed and keeps the sessions.
    Where nobody serves (the old one crashes again and again) the plan begins with its death.
@@ -65,7 +66,7 @@ class Step(Enum):
     FENCE_OLD = "fence-old"
     """Kill the old one and wait for its death."""
     THAW = "thaw"
-    """Let the old one go on."""
+    """Let the old one go on; fails if it has died."""
     ACTIVATE_NEW = "activate-new"
     """Hand ledger and sockets to the new one."""
     AWAIT_READY = "await-ready"
@@ -140,7 +141,7 @@ _EFFECTS: dict[Step, tuple[dict[str, object], dict[str, object]]] = {
     _S.FREEZE: ({"old": Old.FROZEN}, {}),
     _S.CHECK_FORMAT: ({}, {}),
     _S.FENCE_OLD: ({"old": Old.DEAD}, {}),
-    _S.THAW: ({"old": Old.SERVING}, {"old": Old.SERVING}),
+    _S.THAW: ({"old": Old.SERVING}, {"old": Old.DEAD}),
     _S.ACTIVATE_NEW: ({"new": _W.ADOPTING}, {"new": _W.DEAD}),
     _S.AWAIT_READY: ({"new": _W.ACTIVE}, {}),
     _S.KEEP_NEW: ({"kept": True}, {"kept": True}),
@@ -205,8 +206,8 @@ def _prepare(track: _Track) -> Generator[Step, bool, Verdict | None]:
         return None
     if track.picture.new is not Wing.DEAD:
         yield from track.do(Step.DISCARD_NEW)
-    if asked:
-        yield from track.do(Step.THAW)
+    if asked and not (yield from track.do(Step.THAW)):
+        return (yield from _go_back(track))
     return Verdict.UNTOUCHED
 
 

@@ -16,12 +16,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pgkeeper.errors import PgkeeperError
+from pgkeeper.hanger.addresses import Address
+from pgkeeper.hanger.events import HangerEvent
+from pgkeeper.log import get_logger
 
 if TYPE_CHECKING:
-    from pgkeeper.config import BouncerIni
-    from pgkeeper.hanger.addresses import Address
+    from collections.abc import Iterable, Mapping
 
-__all__ = ["AddressInUseError", "CannotListenError", "bind", "bind_path", "tune_accept"]
+    from pgkeeper.config import BouncerIni
+
+__all__ = [
+    "AddressInUseError",
+    "CannotListenError",
+    "address_of",
+    "bind",
+    "bind_all",
+    "bind_path",
+    "discard",
+    "tune_accept",
+]
+
+log = get_logger()
 
 
 class CannotListenError(PgkeeperError):
@@ -52,6 +67,68 @@ def bind(address: Address, ini: BouncerIni, *, owner: int | None = None) -> sock
         if error.errno == errno.EADDRINUSE:
             raise AddressInUseError(str(address)) from None
         raise CannotListenError(str(address), os.strerror(error.errno or 0)) from None
+
+
+def bind_all(
+    addresses: Iterable[Address],
+    ini: BouncerIni,
+    *,
+    owner: int | None = None,
+    bound: Mapping[Address, socket.socket] | None = None,
+) -> dict[Address, socket.socket]:
+    """Sockets that listen on all of `addresses`; those of `bound` do already, and are taken.
+
+    As in PgBouncer a TCP address that cannot be bound is passed over with a warning, while a Unix
+    socket must work and one address must remain.  An address that another process uses is an error
+    though, and then nothing is bound: `AddressInUseError`, `CannotListenError`.
+    """
+    before = bound or {}
+    made: dict[Address, socket.socket] = {}
+    failed: CannotListenError | None = None
+    try:
+        for address in addresses:
+            if address in before:
+                made[address] = before[address]
+                continue
+            try:
+                made[address] = bind(address, ini, owner=owner)
+            except CannotListenError as error:
+                for other in before:
+                    if address.overlaps(other):
+                        reason = (
+                            f"until the handoff is done we listen on {other}: take another port"
+                        )
+                        raise CannotListenError(str(address), reason) from None
+                ours = any(address.overlaps(other) for other in made)
+                if address.unix or (isinstance(error, AddressInUseError) and not ours):
+                    raise
+                log.warning(HangerEvent.LISTEN_FAILED, address=str(address), reason=error.reason)
+                failed = error
+        if failed is not None and not made:
+            raise failed
+    except BaseException:
+        for address, listener in made.items():
+            if address not in before:
+                discard(listener)
+        raise
+    return made
+
+
+def discard(listener: socket.socket) -> None:
+    """Close one that was bound in vain, with its file."""
+    path = address_of(listener).path
+    listener.close()
+    if path is not None:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+
+
+def address_of(listener: socket.socket) -> Address:
+    """Where it listens."""
+    name = listener.getsockname()
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    return Address(socket.AddressFamily(listener.family), name)
 
 
 def _bind(address: Address, ini: BouncerIni, owner: int | None) -> socket.socket:

@@ -11,7 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pgkeeper.hanger.binding import AddressInUseError, CannotListenError, bind, tune_accept
+from pgkeeper.hanger.binding import address_of, bind_all, discard, tune_accept
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.fdstore import listener_name
 from pgkeeper.hanger.login_guard import UNIX
@@ -33,6 +33,8 @@ log = get_logger()
 _BURST: Final = 64
 #: Seconds without accepting after the kernel had no descriptor or memory for a client.
 _EXHAUSTED_FOR: Final = 0.25
+#: Bursts accepted from a listener that is left: the longest backlog there is.
+_DRAIN: Final = 4096 // _BURST + 1
 
 # accept(2): errors of the client that was to be accepted, not of the listener.
 _CLIENT_GONE: Final = frozenset(
@@ -84,6 +86,8 @@ class Listeners:
         self._pauses = {Pause.NOT_OPEN}
         self._timer: asyncio.TimerHandle | None = None
         self._given_up = False
+        self._staged: list[socket.socket] | None = None
+        self._backlog = 0
         self.store: FdStore | None = None
         """Keeps duplicates of the listening sockets, if there is one."""
 
@@ -110,11 +114,6 @@ class Listeners:
         """The listening descriptors."""
         return tuple(listener.fileno() for listener in self._sockets)
 
-    @property
-    def unix(self) -> tuple[bool, ...]:
-        """For each of `fds`, whether it is a Unix-domain socket."""
-        return tuple(listener.family == socket.AF_UNIX for listener in self._sockets)
-
     def bind(
         self, addresses: Iterable[Address], ini: BouncerIni, *, owner: int | None = None
     ) -> None:
@@ -124,31 +123,64 @@ class Listeners:
         Unix socket must work and one address must remain.  An address that another process uses is
         an error though, and then nothing is bound: `AddressInUseError`, `CannotListenError`.
         """
-        bound: list[Address] = []
-        failed: CannotListenError | None = None
-        try:
-            for address in addresses:
-                try:
-                    listener = bind(address, ini, owner=owner)
-                except CannotListenError as error:
-                    ours = any(address.overlaps(other) for other in bound)
-                    if address.unix or (isinstance(error, AddressInUseError) and not ours):
-                        raise
-                    log.warning(
-                        HangerEvent.LISTEN_FAILED, address=str(address), reason=error.reason
-                    )
-                    failed = error
-                    continue
-                self._add(listener)
-                bound.append(address)
-            if failed is not None and not bound:
-                raise failed
-        except BaseException:
-            self.close(unlink=True)
-            raise
-        self._given_up = False
-        for address in bound:
+        bound = bind_all(addresses, ini, owner=owner)
+        for address, listener in bound.items():
+            self._add(listener)
             log.info(Event.LISTENING, address=str(address))
+        self._given_up = False
+
+    def stage(
+        self, addresses: Iterable[Address], ini: BouncerIni, *, owner: int | None = None
+    ) -> None:
+        """Listen on those of `addresses` where we do not yet, without accepting there.
+
+        The sockets for all of them are what `offer` gives to one that is to serve there; then
+        follows `take_stage`, or `drop_stage`.  Raises as `bind`: then nothing has been done.
+        """
+        if self._given_up:
+            return
+        here = {address_of(listener): listener for listener in self._sockets}
+        self._staged = list(bind_all(addresses, ini, owner=owner, bound=here).values())
+        self._backlog = ini.listen_backlog
+
+    def take_stage(self) -> None:
+        """From now on these are the listeners; who waits at the others is accepted first."""
+        staged, self._staged = self._staged, None
+        if staged is None:
+            return
+        before = self._sockets
+        for listener in before:
+            if listener not in staged:
+                for _ in range(_DRAIN):
+                    self._accept(listener)
+                self._leave(listener)
+        for number in range(len(before)):
+            if self.store is not None:
+                self.store.drop(listener_name(number))
+        self._sockets = [listener for listener in before if listener in staged]
+        for number, listener in enumerate(self._sockets):
+            listener.listen(self._backlog)
+            if self.store is not None:
+                self.store.put(listener_name(number), listener.fileno(), urgent=True)
+        for listener in staged:
+            if listener not in before:
+                self._add(listener)
+                log.info(Event.LISTENING, address=str(address_of(listener)))
+
+    def drop_stage(self) -> None:
+        """Nobody is to serve there after all."""
+        staged, self._staged = self._staged, None
+        for listener in staged or ():
+            if listener not in self._sockets:
+                discard(listener)
+
+    def offer(self, *, staged: bool) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """The listening descriptors for a pgbouncer, and whether each is a Unix-domain socket."""
+        listeners = self._sockets if self._staged is None or not staged else self._staged
+        return (
+            tuple(listener.fileno() for listener in listeners),
+            tuple(listener.family == socket.AF_UNIX for listener in listeners),
+        )
 
     def take(self, fds: Iterable[int], *, given_up: bool = False) -> None:
         """Own listening descriptors that somebody else has bound, without accepting yet.
@@ -214,6 +246,7 @@ class Listeners:
         `unlink` removes our socket files, unless somebody has replaced them.
         """
         self.pause(Pause.NOT_OPEN)
+        self.drop_stage()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -223,13 +256,29 @@ class Listeners:
             listener.close()
         self._sockets.clear()
         if unlink:
-            for name, identity in self._files.items():
-                with contextlib.suppress(OSError):
-                    facts = os.lstat(name)
-                    same = (facts.st_dev, facts.st_ino) == identity
-                    if same and stat.S_ISSOCK(facts.st_mode):
-                        Path(name).unlink()
+            for name in self._files:
+                self._unlink(name)
         self._files.clear()
+
+    def _leave(self, listener: socket.socket) -> None:
+        """Listen there no more."""
+        name = str(address_of(listener))
+        if not self._pauses:
+            self._loop.remove_reader(listener)
+        path = address_of(listener).path
+        listener.close()
+        if path is not None and path in self._files:
+            self._unlink(path)
+            del self._files[path]
+        log.info(HangerEvent.LISTENING_ENDED, address=name)
+
+    def _unlink(self, name: str) -> None:
+        """Remove our socket file, unless somebody has replaced it."""
+        with contextlib.suppress(OSError):
+            facts = os.lstat(name)
+            same = (facts.st_dev, facts.st_ino) == self._files[name]
+            if same and stat.S_ISSOCK(facts.st_mode):
+                Path(name).unlink()
 
     def _watch(self, listener: socket.socket) -> None:
         self._loop.add_reader(listener, self._accept, listener)

@@ -30,7 +30,8 @@ class Process:
     """A pgbouncer that we started (`child`), or that came by itself.
 
     `on_death(process)` comes once, when the kernel says that it has ended.  `reserved` keeps it
-    from being activated by anybody but the handoff that started it; `dismissed` says that we
+    from being activated by anybody but the handoff that started it; `staged` gives it the listening
+    sockets that are to come with that handoff; `dismissed` says that we
     wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it; `looped`
     that it ran for ever then.  `end` is how it ended, None while it lives; `formats` the ledger's
     that it knows, None before HELLO.
@@ -55,6 +56,7 @@ class Process:
         self.ready: Ready | None = None
         self.refused: str | None = None
         self.reserved = False
+        self.staged = False
         self.dismissed = False
         self.said_farewell = False
         self.faulty = False

@@ -231,7 +231,7 @@ class Reception:
             self._holdings.incarnation + 1, self._holdings.generation, len(self._holdings.vault)
         )
         link.send(welcome, (segment.fd,))
-        fds, unix = self._listeners.fds, self._listeners.unix
+        fds, unix = self._listeners.offer(staged=process.staged)
         for at in range(0, len(fds), BATCH):
             link.send(ListenersMessage(unix[at : at + BATCH]), fds[at : at + BATCH])
 

@@ -44,6 +44,8 @@ log = get_logger()
 
 #: Seconds that the service manager has to take our last messages about descriptors.
 _LAST_WORDS: Final = 1.0
+#: Where we listen, which only a handoff changes.
+_MOVES: Final = ("listen_addr", "listen_port", "unix_socket_dir")
 #: Seconds until an address that cannot be had again is tried once more.
 _LISTEN_AGAIN: Final = 1.0
 
@@ -149,7 +151,7 @@ class Service:
         self.handed_over = True
         self._watchdog.stop()
         self._socket.close(unlink=False)
-        self.supervisor.abandon()
+        self.supervisor.closing.abandon()
         self.ended.set()
 
     def _began(self) -> None:
@@ -284,7 +286,7 @@ class Service:
         if self._again is not None:
             self._again.cancel()
         leave_owner = leave_owner and self.supervisor.census.owner is not None
-        await self.supervisor.stop(leave_owner=leave_owner)
+        await self.supervisor.closing.stop(leave_owner=leave_owner)
         self._socket.close(unlink=not leave_owner)
         if self.store is not None:
             self.store.flush(_LAST_WORDS)
@@ -299,6 +301,10 @@ class Service:
             log.error(HangerEvent.RELOAD, failed=error.message)
             return
         log.info(HangerEvent.RELOAD, ini=str(ini.path))
+        for setting in _MOVES:
+            if getattr(ini, setting) != getattr(self._ini, setting):
+                text = f"{setting} has changed: `pgkeeper handoff` listens there"
+                log.warning(Event.CONFIG_WARNING, setting=setting, text=text)
         self._ini = ini
         self.supervisor.reload(ini)
 
@@ -349,22 +355,31 @@ class Service:
         """Keeper: replace pgbouncer.  Raises `PgkeeperError`: nothing or everything was done."""
         supervisor = self._supervisor_here()
         launch = None
-        new_ini = self._ini
+        new_ini, wanted = self._ini, self._wanted
+        listeners = supervisor.listeners
         if self._settings.supervise:
             old = supervisor.launch
             launch = Launch(pgbouncer or old.binary, ini or old.ini, old.socket)
             new_ini = BouncerIni.load(launch.ini)
             self._check_user(new_ini)
+            # Names are resolved elsewhere: that may take its time.
+            wanted = await asyncio.to_thread(addresses, new_ini)
+            listeners.stage(wanted, new_ini, owner=self._socket_owner)
         elif pgbouncer is not None or ini is not None:
             raise NotSupervisingError
-        report = await Handoff(supervisor, launch, progress).run()
-        self._ini = new_ini
+        try:
+            report = await Handoff(supervisor, launch, progress).run()
+        except BaseException:
+            listeners.drop_stage()
+            raise
+        listeners.take_stage()
+        self._ini, self._wanted = new_ini, wanted
         supervisor.room.max_client_conn = new_ini.max_client_conn
         return report
 
     async def release(self) -> ReleaseReport:
         """Keeper: end all sessions; the service ends soon after."""
-        clients, servers = await self._supervisor_here().release()
+        clients, servers = await self._supervisor_here().closing.release()
         self._loop.call_soon(self.ended.set)
         return ReleaseReport(clients, servers)
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from pgkeeper.bouncer.spawn import start
 from pgkeeper.errors import PgkeeperError
-from pgkeeper.hanger import farewell
+from pgkeeper.hanger.absence import Absence
 from pgkeeper.hanger.accounts import Accounts, lost_by_reason
 from pgkeeper.hanger.backoff import Backoff
 from pgkeeper.hanger.census import Census
+from pgkeeper.hanger.closing import Closing
 from pgkeeper.hanger.delivery import send_client, send_sockets
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.history import cause_of
@@ -25,7 +26,7 @@ from pgkeeper.hanger.refusals import Refusals
 from pgkeeper.log import get_logger
 from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
-from protocol.control import Adopt, ReleaseAll
+from protocol.control import Adopt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,11 +83,18 @@ class Supervisor:
         self._loop = loop
         self._on_end = on_end
         self._on_drained = on_drained
-        self._standby_crashes = Backoff(loop, self.arrange)
+        self.standby_crashes = Backoff(loop, self.arrange)
         self._open = False
-        self._stopping = False
-        self._ending: asyncio.Task[None] | None = None
-        self._hold: asyncio.TimerHandle | None = None
+        self.closing = Closing(self)
+        self.absence = Absence(
+            loop,
+            settings,
+            self.census,
+            self.holdings,
+            may_end=lambda: not (self.closing.begun or self.changing),
+            on_ended=self._sessions_ended,
+            on_over=self._absence_over,
+        )
 
     # who serves
 
@@ -96,17 +104,17 @@ class Supervisor:
         self.listeners.resume(Pause.NOT_OPEN)
         self.reception.open_doors()
         if self.census.owner is None:
-            self._start_hold()
+            self.absence.begin()
         self.arrange()
 
     @property
     def settled(self) -> bool:
         """Whether nothing is under way that this process alone could bring to an end."""
-        return self._open and not (self._stopping or self.changing or self._ending is not None)
+        return self._open and not (self.closing.begun or self.changing or self.absence.ending)
 
     def arrange(self) -> None:
         """Do what is missing; does nothing where all is as it should be."""
-        if not self._open or self._stopping or self.changing or self._ending is not None:
+        if not self._open or self.closing.begun or self.changing or self.absence.ending:
             return
         owner = self.census.owner
         if owner is None:
@@ -127,7 +135,7 @@ class Supervisor:
             and owner.state is ProcessState.ACTIVE
             and self.census.successor is None
             and self.census.starting is None
-            and not self._standby_crashes.waiting
+            and not self.standby_crashes.waiting
         )
 
     def spawn(self, launch: Launch, *, reserved: bool = False) -> Process | None:
@@ -140,7 +148,7 @@ class Supervisor:
                 self._start_failed(None)
             elif not reserved:
                 self.standby_trouble = error.message
-                self._standby_crashes.not_started()
+                self.standby_crashes.not_started()
             return None
         process = Process(self._loop, child.pid, child.pidfd, self.died, launch=launch, child=child)
         process.reserved = reserved
@@ -160,12 +168,6 @@ class Supervisor:
         process.incarnation = self.holdings.next_incarnation()
         process.feed(Event.ACTIVATE)
         process.set_deadline(self.settings.patience.ready, "it did not get ready")
-        log.info(
-            HangerEvent.BOUNCER_ADOPTING,
-            pid=process.pid,
-            incarnation=process.incarnation,
-            held=len(self.holdings.vault),
-        )
 
         def adopt() -> tuple[Message, tuple[int, ...]]:
             down = self.accounts.vacancy(self._loop.time())
@@ -173,6 +175,13 @@ class Supervisor:
 
         send_sockets(link, self.holdings.vault)
         link.send_later(adopt)
+        # Only now: everybody waits for those, and a line takes as long as three hundred of them.
+        log.info(
+            HangerEvent.BOUNCER_ADOPTING,
+            pid=process.pid,
+            incarnation=process.incarnation,
+            held=len(self.holdings.vault),
+        )
 
     # what the reception tells
 
@@ -196,14 +205,14 @@ class Supervisor:
         if process.child is not None:
             process.set_deadline(self.settings.patience.lost_link, "it was refused")
         else:
-            self._forget(process)
+            self.forget(process)
 
     def became_ready(self, process: Process) -> None:
         """Reactions: it serves."""
         ready = process.ready
         assert ready is not None  # noqa: S101 - READY is why we are here
         process.clear_deadline()
-        self._stop_hold()
+        self.absence.finish()
         self.accounts.ready(self._loop.time(), ready)
         log.info(
             HangerEvent.BOUNCER_ACTIVE,
@@ -247,7 +256,7 @@ class Supervisor:
         elif process.child is not None:
             process.set_deadline(self.settings.patience.lost_link, "its connection has ended")
         else:
-            self._forget(process)
+            self.forget(process)
 
     def died(self, process: Process) -> None:
         """Reactions: the kernel says that it has ended."""
@@ -277,10 +286,10 @@ class Supervisor:
                 self._start_failed(process)
             else:
                 self.standby_trouble = process.refused or f"it ended ({end})"
-                self._standby_crashes.died(process)
+                self.standby_crashes.died(process)
         if owner and self.quarantine.judge(process):
             self.crashes.forgive()
-        if process.said_farewell and self.settings.supervise and not self._stopping:
+        if process.said_farewell and self.settings.supervise and not self.closing.begun:
             self._on_end()
             return
         self.arrange()
@@ -299,7 +308,7 @@ class Supervisor:
             self._renew_ledger()
         elif self.holdings.vault.servers or self.holdings.vault.clients:
             notify(f"STATUS=no pgbouncer serves, {len(self.holdings.vault)} sockets held")
-        self._start_hold()
+        self.absence.begin()
 
     def _start_failed(self, process: Process | None) -> None:
         """The one that served or was to serve is dead, or could not be started (None)."""
@@ -312,63 +321,28 @@ class Supervisor:
             log.error(HangerEvent.CRASH_LOOP, deaths=self.crashes.short_lives)
             notify("STATUS=pgbouncer crashes again and again, sessions are held")
 
-    def _start_hold(self) -> None:
-        self._stop_hold()
-        if self.settings.hold_timeout:
-            self._hold = self._loop.call_later(self.settings.hold_timeout, self._hold_expired)
+    def _absence_over(self) -> None:
+        if not self.closing.begun:
+            self.absence.begin()
+            self.arrange()
 
-    def _stop_hold(self) -> None:
-        if self._hold is not None:
-            self._hold.cancel()
-            self._hold = None
-
-    def _hold_expired(self) -> None:
-        """Nobody has served for too long."""
-        self._hold = None
-        owner = self.census.owner
-        if owner is not None:
-            owner.kill("hold_timeout")  # it hangs in its adoption
-        if self._ending is None and not self._stopping and not self.changing:
-            self._ending = self._loop.create_task(self._expire(owner))
-        else:
-            self._start_hold()
-
-    async def _expire(self, owner: Process | None) -> None:
-        try:
-            if owner is not None and not await owner.reach(
-                ProcessState.DEAD, within=self.settings.patience.death
-            ):
-                return
-            if self.holdings.vault:
-                await self._end_sessions(farewell.HOLD_TIMEOUT, HangerEvent.HOLD_TIMEOUT)
-        finally:
-            self._ending = None
-            if not self._stopping:
-                self._start_hold()
-                self.arrange()
-
-    async def _end_sessions(self, error: tuple[str, str], event: HangerEvent) -> None:
-        """Tell the clients and close everything that is held; nobody may be the owner."""
-        segment = self.holdings.segment
-        view = segment.view() if segment is not None else None
-        ended = await farewell.end_sessions(self.holdings.vault, view, error)
-        log.warning(event, told=ended.told, cut=ended.cut)
+    def _sessions_ended(self) -> None:
         self._renew_ledger()
         self.listeners.retry()
 
     def _renew_ledger(self) -> None:
         """All sessions are over: a fresh ledger, and nobody who still maps the old one."""
         self.holdings.renew()
-        if self.listeners.given_up and not self._stopping:
+        if self.listeners.given_up and not self.closing.begun:
             self._on_drained()
         for process in self.census:
             if not process.owner and process.link is not None:
                 if process.child is not None:
                     process.dismiss()
                 else:
-                    self._forget(process)
+                    self.forget(process)
 
-    def _forget(self, process: Process) -> None:
+    def forget(self, process: Process) -> None:
         """Leave alone a process that is not our child and owns nothing."""
         self.census.discard(process)
         process.forget()
@@ -405,17 +379,6 @@ class Supervisor:
         self._dismiss_standbys()  # the next one reads the new ini from the start
         self.arrange()
 
-    async def release(self) -> tuple[int, int]:
-        """End all sessions; nothing is accepted or started any more.  Counts of what was held."""
-        self._stopping = True
-        self.listeners.pause(Pause.STOPPING)
-        self._stop_hold()
-        clients, servers = self.holdings.vault.clients, self.holdings.vault.servers
-        await self._end_owner()
-        if self.holdings.vault:
-            await self._end_sessions(farewell.ADMIN_SHUTDOWN, HangerEvent.SESSIONS_ENDED)
-        return clients, servers
-
     def keep(self, launch: Launch) -> None:
         """From now on start this; who stands by was started from something else."""
         self.launch = launch
@@ -426,67 +389,6 @@ class Supervisor:
             if process.child is not None and not process.owner and not process.reserved:
                 process.dismiss()
 
-    async def _end_owner(self) -> None:
-        """Let the owner say goodbye, or kill it, and wait for its death."""
-        owner = self.census.owner
-        if owner is None:
-            return
-        patience = self.settings.patience
-        if owner.state is ProcessState.ACTIVE and owner.link is not None:
-            owner.feed(Event.RELEASE_ALL)
-            owner.link.send(ReleaseAll())
-            owner.set_deadline(patience.farewell, "it did not end after RELEASE_ALL")
-        elif owner.state is not ProcessState.LEAVING:
-            owner.kill("the service ends")
-        await owner.reach(ProcessState.DEAD, within=patience.farewell + patience.death)
-
-    async def stop(self, *, leave_owner: bool) -> None:
-        """End the hanger.  `leave_owner`: a pgbouncer that serves goes on without us.
-
-        Otherwise nothing is left behind: no process, no file, no session.
-        """
-        self._stop_acting()
-        if self._ending is not None:
-            await asyncio.wait([self._ending])
-        leave_owner = leave_owner and self.census.owner is not None
-        if not leave_owner:
-            await self.release()
-        for process in self.census:
-            if process.child is not None and not process.owner:
-                process.dismiss()
-                await process.reach(ProcessState.DEAD, within=self.settings.patience.death)
-            elif process.owner or process.child is None:
-                self._forget(process)
-        self._let_go(unlink=not leave_owner)
-
     def stored_names(self) -> set[str]:
         """All that is to be in the service manager's store."""
         return self.listeners.names | self.holdings.names
-
-    def abandon(self) -> None:
-        """Another hanger has everything: let go of ours, end nothing."""
-        self._stop_acting()
-        for process in self.census:
-            self._forget(process)
-        self.listeners.store = None
-        self.holdings.leave()
-        self._let_go(unlink=False)
-
-    def _stop_acting(self) -> None:
-        self._stopping = True
-        self.listeners.pause(Pause.STOPPING)
-        self._stop_hold()
-        self.crashes.cancel()
-        self._standby_crashes.cancel()
-
-    def _let_go(self, *, unlink: bool) -> None:
-        self.reception.close()
-        self.refusals.close()
-        self.listeners.close(unlink=unlink)
-        self.holdings.close()
-
-    def hurry(self) -> None:
-        """A second wish to stop: whoever still says goodbye is killed."""
-        owner = self.census.owner
-        if owner is not None and owner.state is ProcessState.LEAVING:
-            owner.kill("told to stop twice")

@@ -159,8 +159,8 @@ class Vault:
         """Those of `tokens` that are still held, for a message, and their descriptors."""
         found = [self._held[token] for token in tokens if token in self._held]
         return (
-            tuple(HeldSocket(held.token, held.unix) for held in found),
-            tuple(held.fd for held in found),
+            tuple([HeldSocket(held.token, held.unix) for held in found]),
+            tuple([held.fd for held in found]),
         )
 
     def release(self, token: int) -> bool:

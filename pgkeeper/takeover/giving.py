@@ -66,6 +66,8 @@ _CHECKING: Final = 60.0
 _CALM: Final = 2.0
 #: Seconds for everything to go over, while nobody is accepted and no death is noticed.
 _HANDING: Final = 5.0
+#: Milliseconds for one that has hung up to end by itself, with an exit status of its own.
+_ENDING: Final = 500
 
 
 class NotNowError(PgkeeperError):
@@ -189,7 +191,8 @@ class Giver:
             channel.send(Yours())
         except BaseException:
             # Whatever it holds, it must not keep: an end that we give a client would not arrive.
-            pidfd.signal(signal.SIGKILL)
+            if not pidfd.ends_within(_ENDING):
+                pidfd.signal(signal.SIGKILL)
             raise
         self._socket.close(unlink=False)
         self._admin.leave()

@@ -57,6 +57,8 @@ async def take_over(
         _check_format(estate)
         states = [ProcessState(sent.state) for sent, _ in estate.processes]
         heir.confirm()
+    except TakeoverFailedError:
+        raise
     except PgkeeperError as error:
         raise TakeoverFailedError(error.message) from None
     except ValueError as error:

@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -21,8 +19,6 @@ from testbed.process import alive
 from tests.system.scripted import ScriptedHanger, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from testbed import Keeper
     from tests.fix_keeper import MakeKeeper
 
@@ -108,18 +104,6 @@ def test_without_a_hanger_nobody_listens_either(drained: Keeper) -> None:
         assert drained.bouncer_pid == pid
         assert snapshot(session, pinned=True) == before
     assert_ended(drained, pid)
-
-
-@pytest.fixture
-def hanger() -> Iterator[ScriptedHanger]:
-    # Not tmp_path: socket names are short.
-    with tempfile.TemporaryDirectory(prefix="hanger-") as directory:
-        made = ScriptedHanger(Path(directory))
-        try:
-            yield made
-        finally:
-            print(made.logged())
-            made.close()
 
 
 def test_who_starts_pgbouncer_himself_finds_the_doors_open_again(hanger: ScriptedHanger) -> None:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from testbed import Keeper, RawClient, wait_until
+from testbed import Keeper, RawClient, snapshot, wait_until
 from testbed.errors import ConnectionLostError
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, check_books, make_tables, work
 from testbed.manager import Manager
 from testbed.process import alive, descriptors, send
+from testbed.waiting import free_port
 from tests.system.orphans import assert_intact, make_orphans_table, open_three
 
 if TYPE_CHECKING:
@@ -204,6 +205,21 @@ def test_a_store_that_is_too_small(keeper: Keeper, manager: Manager) -> None:
         both_die(keeper)
         keeper.start_hanger()
         assert all(client.query("SELECT 1") == [("1",)] for client in clients[20:])
+
+
+def test_it_keeps_the_addresses_of_the_last_handoff(keeper: Keeper) -> None:
+    with contextlib.closing(keeper.connect(dbname="session")) as connection:
+        before = snapshot(connection, pinned=True)
+        old, keeper.port = keeper.port, free_port()
+        keeper.settings["listen_port"] = keeper.port
+        keeper.write_files()
+        assert keeper.run("handoff").returncode == 0
+        both_die(keeper)
+        keeper.start_hanger()
+        assert snapshot(connection, pinned=True) == before
+        assert keeper.sql("SELECT 1") == [(1,)]
+        with pytest.raises(psycopg.OperationalError):
+            keeper.connect(port=old)
 
 
 def test_a_takeover_keeps_the_store(keeper: Keeper, manager: Manager) -> None:
