@@ -16,8 +16,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from benchmarks.adoption import Herd
 from benchmarks.cpu import cpu_seconds
+from benchmarks.herd import Herd
 from benchmarks.instructions import SETTINGS
 from pgkeeper.control.report import TopQuery
 from testbed import binaries
