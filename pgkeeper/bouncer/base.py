@@ -51,9 +51,7 @@ class ChecksumError(BuildError):
         self.origin = origin
         self.expected = expected
         self.actual = actual
-        super().__init__(
-            f"{name} from {origin}: sha256 is {actual}, but {expected} is pinned"
-        )
+        super().__init__(f"{name} from {origin}: sha256 is {actual}, but {expected} is pinned")
 
 
 @dataclass(frozen=True, slots=True)
