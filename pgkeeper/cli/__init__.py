@@ -15,7 +15,7 @@ from pgkeeper.version import version
 
 __all__ = ["main"]
 
-COMMANDS: Final = ("run", "status", "sessions", "handoff", "release", "build")
+COMMANDS: Final = ("run", "status", "sessions", "handoff", "release", "build", "trial")
 
 _EXIT_USAGE: Final = 64  # EX_USAGE: click's own 2 means "no hanger answers" here
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE

@@ -38,7 +38,9 @@ def compare(name: str, text: str) -> None:
     assert text == path.read_text()
 
 
-@pytest.mark.parametrize("command", ["", "run", "status", "sessions", "handoff", "release"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "status", "sessions", "handoff", "release", "trial"]
+)
 def test_help(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     arguments = [command, "--help"] if command else ["--help"]
