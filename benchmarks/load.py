@@ -50,7 +50,8 @@ def pgbench_speed(
 
     Raises as `pgbench_transactions`.
     """
-    more = ("-C",) if connect else ()
+    # A thread of pgbench opens one connection at a time.
+    more = ("-C", "-j", str(clients)) if connect else ()
     output = _pgbench(run_dir, conninfo, protocol, clients, transactions, *more)
     found = [re.search(pattern, output) for pattern in _SAID]
     tps, latency = (float(one[1]) if one else 0.0 for one in found)
