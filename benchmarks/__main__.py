@@ -106,7 +106,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name in options.only or BENCHMARKS:
             print(f"benchmarks: {name}", file=sys.stderr)
-            figures += BENCHMARKS[name](scale)
+            for figure in BENCHMARKS[name](scale):
+                figures.append(figure)
+                print(table([figure]).splitlines()[-1], file=sys.stderr)
             load.append(os.getloadavg()[0])
     except (PgkeeperError, subprocess.CalledProcessError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

@@ -32,7 +32,7 @@ class Scale:
 FULL = Scale(
     rounds=9,
     transactions=12_000,
-    connects=1_500,
+    connects=1_000,
     clients=(1, 32, 500),
     bulk_bytes=200_000_000,
     idle=2_000,

@@ -74,21 +74,43 @@ def bulk(scale: Scale) -> Iterator[Figure]:
 
 
 def connects(scale: Scale) -> Iterator[Figure]:
-    """Logins a second, each with a query of its own and a farewell, by eight clients."""
+    """Logins a second, each with a query of its own and a farewell, by eight clients.
+
+    And what one costs in CPU time: of the kept program that is pgbouncer's and the hanger's.
+    """
     with pair(None) as both:
+        hanger = both.kept.hanger.pid
         for what, user, secret, limit in (
             ("trust", "postgres", "", 0.9),
             ("SCRAM", SCRAM_USER, SCRAM_SECRET, 0.95),
         ):
             login = f" user={user}" + (f" password={secret}" if secret else "")
+            costs: list[dict[str, float]] = []
 
-            def turn(_name: str, conninfo: str, _pid: int, login: str = login) -> float:
-                return pgbench_speed(
+            def turn(
+                name: str,
+                conninfo: str,
+                pid: int,
+                login: str = login,
+                costs: list[dict[str, float]] = costs,
+            ) -> float:
+                pids = [one for one in (pid, hanger if name == "keeper" else 0) if one]
+                before = sum(map(_cpu_seconds, pids))
+                speed = pgbench_speed(
                     both.run_dir, conninfo + login, "simple", 8, scale.connects, connect=True
-                ).tps
+                )
+                if pids:
+                    used = sum(map(_cpu_seconds, pids)) - before
+                    costs[-1][name] = used * 1e6 / scale.connects
+                return speed.tps
 
-            rounds = [_round(both, number, turn) for number in range(scale.rounds)]
-            yield paired("connects a second", what, "1/s", rounds, Bar(limit, at_least=True))
+            rounds = []
+            for number in range(scale.rounds):
+                costs.append({})
+                rounds.append(_round(both, number, turn))
+            group = "connects a second"
+            yield paired(group, what, "1/s", rounds, Bar(limit, at_least=True))
+            yield paired(group, f"{what}, CPU of one", "us", costs)
 
 
 def _round(both: Pair, number: int, turn: Callable[[str, str, int], float]) -> dict[str, float]:

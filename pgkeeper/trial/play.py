@@ -29,6 +29,8 @@ __all__ = ["Play"]
 # The next kill comes within this time after all sessions have had an answer since the last one.
 _SPREAD_S: Final = 0.05
 _POLL_S: Final = 0.002
+# What a session may take to begin, on top of the patience for all.
+_LOGIN_S: Final = 0.1
 _DIFFERENCES_SHOWN: Final = 5
 
 
@@ -181,7 +183,9 @@ class Play:
                     worker.give_up(f"no answer within {self._options.patience_s:g} s")
                     self._tasks[worker].cancel()
 
-    async def _until(self, condition: Callable[[Worker], bool], what: str) -> None:
+    async def _until(
+        self, condition: Callable[[Worker], bool], what: str, more_s: float = 0.0
+    ) -> None:
         """Wait for a condition of all sessions that still run. Raises `WaitTimeoutError`."""
 
         async def all_true() -> bool:
@@ -192,9 +196,8 @@ class Play:
                     return False
             return True
 
-        await wait_until_async(
-            all_true, what=what, seconds=self._options.patience_s, poll_s=_POLL_S
-        )
+        seconds = self._options.patience_s + more_s
+        await wait_until_async(all_true, what=what, seconds=seconds, poll_s=_POLL_S)
 
     async def _finish(self) -> None:
         """Let every session finish what it does and say goodbye."""

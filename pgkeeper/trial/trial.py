@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import resource
 import secrets
 import signal
 import time
@@ -66,6 +67,9 @@ def run_trial(options: TrialOptions, watcher: Watcher) -> Report:
 
     Raises `TrialError` if it cannot be held, `BuildError` if pgbouncer cannot be built.
     """
+    # A descriptor a session here, and two in each of the servers, which inherit the limit.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     binaries = None
     if options.target is None:
         watcher.doing("building pgbouncer, with the patch and without, unless it is in the cache")
@@ -184,13 +188,15 @@ class _Trial:
         tables = Tables.named(secrets.token_hex(8))
         try:
             wire = await Wire.open(home)
-            stack.callback(wire.abort)
-            await tables.make(wire)
-            stack.push_async_callback(_drop, tables, home)
-            questions = await Questions.record(wire, tables)
-            bulk = None
-            if Mode.BULK in options.modes:
-                bulk = await Bulk.record(wire, options.bulk_bytes)
+            try:
+                await tables.make(wire)
+                stack.push_async_callback(_drop, tables, home)
+                questions = await Questions.record(wire, tables)
+                bulk = None
+                if Mode.BULK in options.modes:
+                    bulk = await Bulk.record(wire, options.bulk_bytes)
+            finally:
+                wire.abort()
         except (LostError, DifferentError) as error:
             raise TrialError(f"the reference session: {error.reason}") from error
         for mode in options.modes:
