@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import subprocess
@@ -36,6 +37,8 @@ class RunDir:
             stdout=subprocess.PIPE,
             start_new_session=True,
             text=True,
+            # Where we are part of another run its guard ends us, and ours must outlive that.
+            env={name: value for name, value in os.environ.items() if name != guard.MARK},
         )
 
     def __enter__(self) -> RunDir:

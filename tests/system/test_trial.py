@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from testbed import wait_until
+from testbed import RunDir, wait_until
 from testbed.process import environment
 from testbed.relay import Relay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from testbed import Bouncer, Keeper, Postgres, RunDir
+    from testbed import Bouncer, Keeper, Postgres
 
 COMMAND = Path(sys.executable).with_name("pgkeeper")
 ALL = ("idle", "busy", "bulk", "login-storm")
@@ -201,6 +201,20 @@ def test_an_interrupted_trial_leaves_nothing(run_dir: RunDir) -> None:
     assert "interrupted; " in output
     assert new_folders(before) == set()
     assert run_dir.processes("trial") == []
+
+
+def test_a_trial_that_is_killed_with_its_run_leaves_nothing() -> None:
+    """As when a test that started one gives up: the outer guard ends it, the inner one the rest."""
+    outer = RunDir()
+    before = set(Path("/tmp").glob("pgkeeper-run-*"))
+    started = start(outer, "--kills", "1000", "--sessions", "3", "--mode", "busy")
+    try:
+        wait_until(lambda: busy(before), what="pgbouncer is killed", seconds=120)
+    finally:
+        left = outer.close()
+        started.communicate()
+    assert len(left) == 1
+    wait_until(lambda: not new_folders(before), what="the folders are gone", seconds=60)
 
 
 def new_folders(before: set[Path]) -> set[Path]:
