@@ -11,13 +11,16 @@ from benchmarks.instructions import SETTINGS
 from testbed import binaries
 from testbed.bouncer import Bouncer
 from testbed.keeper import Keeper
-from testbed.postgres import Postgres
+from testbed.postgres import Auth, Postgres
 from testbed.process import Process
 from testbed.rundir import RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+SCRAM_USER = "scram"
+SCRAM_SECRET = "wellknown"  # noqa: S105 (of servers that live for one benchmark)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,29 +28,65 @@ class Pair:
     """Both of them, with the PostgreSQL that they share."""
 
     run_dir: RunDir
+    postgres: Postgres
     unpatched: Bouncer
     kept: Keeper
 
 
 @contextlib.contextmanager
-def pair(patched: Path | None) -> Iterator[Pair]:
-    """Start both the same way. `patched` is another patched binary than the built one."""
+def pair(patched: Path | None, *, clients: int = 100) -> Iterator[Pair]:
+    """Start both the same way. `patched` is another patched binary than the built one.
+
+    `clients`: how many there will be at a time. The user `SCRAM_USER` logs in by SCRAM, all
+    others without a password.
+    """
     with (
         RunDir() as run_dir,
-        Postgres(run_dir) as postgres,
-        Bouncer(
-            run_dir, postgres, binaries.vanilla(), name="unpatched", settings=SETTINGS
-        ) as bouncer,
-        _kept(run_dir, postgres, patched or binaries.patched()) as keeper,
+        Postgres(run_dir, max_connections=min(clients, 600) + 100) as postgres,
     ):
-        yield Pair(run_dir, bouncer, keeper)
+        postgres.add_user(SCRAM_USER, SCRAM_SECRET, Auth.SCRAM)
+        rules = run_dir.path / "pooler-hba.conf"
+        rules.write_text(
+            f"host all {SCRAM_USER} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+        )
+        settings = {
+            **SETTINGS,
+            "auth_type": "hba",
+            "auth_hba_file": str(rules),
+            "max_client_conn": clients + 100,
+        }
+        users = {SCRAM_USER: postgres.verifier(SCRAM_USER)}
+        with (
+            Bouncer(
+                run_dir,
+                postgres,
+                binaries.vanilla(),
+                name="unpatched",
+                settings=settings,
+                users=users,
+            ) as bouncer,
+            _kept(run_dir, postgres, patched or binaries.patched(), settings, users) as keeper,
+        ):
+            yield Pair(run_dir, postgres, bouncer, keeper)
 
 
 @contextlib.contextmanager
-def _kept(run_dir: RunDir, postgres: Postgres, binary: Path) -> Iterator[Keeper]:
+def _kept(
+    run_dir: RunDir,
+    postgres: Postgres,
+    binary: Path,
+    settings: Mapping[str, str | int | None],
+    users: Mapping[str, str],
+) -> Iterator[Keeper]:
     """A kept pgbouncer that is started as the unpatched one is, not by the hanger."""
     keeper = Keeper(
-        run_dir, postgres, binary, name="kept", settings=SETTINGS, options=["--no-supervise"]
+        run_dir,
+        postgres,
+        binary,
+        name="kept",
+        settings=settings,
+        users=users,
+        options=["--no-supervise"],
     )
     command = [run_dir.usable(binary), keeper.ini_path]
     process = Process(run_dir, "kept-pgbouncer", command, output=keeper.output.path)

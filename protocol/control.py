@@ -123,6 +123,11 @@ _CLASSES: dict[int, type[Message]] = {
     )
 }
 
+_HEADS: dict[int, bytes] = {
+    number: HEAD.build(magic=CONTROL_MAGIC, version=CONTROL_VERSION, type=number)
+    for number in _CLASSES
+}
+
 
 def encode(message: Message) -> bytes:
     """Give the datagram of a message.
@@ -137,7 +142,7 @@ def encode(message: Message) -> bytes:
         raise LocalProtocolError("a value does not fit its field", message=name) from None
     if HEAD.size + len(body) > MESSAGE_MAX:
         raise LocalProtocolError(f"longer than {MESSAGE_MAX} bytes", message=name)
-    return HEAD.build(magic=CONTROL_MAGIC, version=CONTROL_VERSION, type=message.TYPE) + body
+    return _HEADS[message.TYPE] + body
 
 
 def decode(data: Buffer) -> Message:
@@ -150,17 +155,17 @@ def decode(data: Buffer) -> Message:
         raise BadLengthError(f"longer than {MESSAGE_MAX} bytes", length=len(data))
     if len(data) < HEAD.size:
         raise TruncatedMessageError("the head is missing", length=len(data))
-    head = HEAD.parse(data)
-    if head["magic"] != CONTROL_MAGIC:
+    magic, version, kind = HEAD.read(data)
+    if magic != CONTROL_MAGIC:
         raise InvalidValueError("not a message of pgkeeper", field="magic")
-    if head["version"] != CONTROL_VERSION:
+    if version != CONTROL_VERSION:
         raise InvalidValueError(
-            f"control version {head['version']}, this pgkeeper speaks {CONTROL_VERSION}",
+            f"control version {version}, this pgkeeper speaks {CONTROL_VERSION}",
             field="version",
         )
-    cls = _CLASSES.get(head["type"])
+    cls = _CLASSES.get(kind)
     if cls is None:
-        raise UnknownMessageTypeError(f"unknown message type {head['type']}", field="type")
+        raise UnknownMessageTypeError(f"unknown message type {kind}", field="type")
     return cls.parse(bytes(data[HEAD.size :]))
 
 

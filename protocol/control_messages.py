@@ -79,14 +79,20 @@ def _build_counted(entries: list[bytes]) -> bytes:
     return _COUNTED.pack(len(entries), 0) + b"".join(entries)
 
 
-def _parse_counted(body: bytes, size: int) -> list[bytes]:
-    """Split a body of a count and so many entries of `size` bytes."""
+def _count(body: bytes, size: int) -> int:
+    """How many entries of `size` bytes the body has; it must have as many as it says."""
     if len(body) < _COUNTED.size:
         raise TruncatedMessageError("the count is missing", length=len(body))
     count, _ = _COUNTED.unpack_from(body)
     if count > BATCH:
         raise BadLengthError(f"more than {BATCH} entries", length=count, field="count")
     _exact(len(body), _COUNTED.size + count * size)
+    return int(count)
+
+
+def _parse_counted(body: bytes, size: int) -> list[bytes]:
+    """Split a body of a count and so many entries of `size` bytes."""
+    _count(body, size)
     return [body[at : at + size] for at in range(_COUNTED.size, len(body), size)]
 
 
@@ -222,8 +228,9 @@ class _Tokens(Body):
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
-        entries = _parse_counted(body, _TOKEN.size)
-        return cls(tuple(_TOKEN.unpack(entry)[0] for entry in entries))
+        # One comes for each session that ends.
+        count = _count(body, _TOKEN.size)
+        return cls(struct.unpack_from(f"={count}Q", body, _COUNTED.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ class Layout:
     their own Layout reads those.
     """
 
-    __slots__ = ("_codec", "_steps", "declaration", "fields", "name", "size")
+    __slots__ = ("_codec", "_names", "_steps", "declaration", "fields", "name", "size")
 
     def __init__(self, name: str, declaration: Any) -> None:
         self.name = name
@@ -96,6 +96,9 @@ class Layout:
         self.size = offset
         self._steps = tuple(steps)
         self._codec = struct.Struct("=" + "".join(step.codes for step in steps))
+        # Where each member is one number its values need no looking after.
+        plain = all(isinstance(step.zero, int) for step in steps)
+        self._names = tuple(step.name for step in steps) if plain else ()
 
     def field(self, name: str) -> Field:
         """Find a member by name; KeyError if the struct has none of that name."""
@@ -107,6 +110,8 @@ class Layout:
     def parse(self, data: Buffer, offset: int = 0) -> dict[str, Any]:
         """Read the struct at `offset` bytes; struct.error if `data` ends before it does."""
         values = self._codec.unpack_from(data, offset)
+        if self._names:
+            return dict(zip(self._names, values, strict=True))
         fields: dict[str, Any] = {}
         position = 0
         for step in self._steps:
@@ -117,11 +122,20 @@ class Layout:
             position += step.count
         return fields
 
+    def read(self, data: Buffer) -> tuple[Any, ...]:
+        """The numbers at the start of `data`, in the order of the fields."""
+        return self._codec.unpack_from(data)
+
     def build(self, **values: Any) -> bytes:
         """Write the struct; members not named are zero, bytes are padded with zeros.
 
         struct.error if a value does not fit its member, KeyError if there is no such member.
         """
+        if self._names:
+            numbers = [values.pop(name, 0) for name in self._names]
+            if values:
+                raise KeyError(", ".join(values))
+            return self._codec.pack(*numbers)
         flat: list[Any] = []
         for step in self._steps:
             value = values.pop(step.name, step.zero)

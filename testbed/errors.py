@@ -4,50 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pgkeeper.trial.errors import (
+    LeftBehindError,
+    NotFoundError,
+    ProcessFailedError,
+    WaitTimeoutError,
+)
+from pgkeeper.trial.errors import TrialError as BedError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-
-class BedError(Exception):
-    """Root of everything the test bed raises itself."""
-
-
-class NotFoundError(BedError):
-    """A program or an account the test bed needs is not on this machine."""
-
-    def __init__(self, what: str, hint: str) -> None:
-        super().__init__(f"{what} not found: {hint}")
-        self.what = what
-        self.hint = hint
-
-
-class WaitTimeoutError(BedError):
-    """A condition did not come true in time."""
-
-    def __init__(self, what: str, seconds: float) -> None:
-        super().__init__(f"not within {seconds:g} s: {what}")
-        self.what = what
-        self.seconds = seconds
-
-
-class ProcessFailedError(BedError):
-    """A process ended or answered otherwise than it should; `output` is the end of its log."""
-
-    def __init__(self, name: str, reason: str, output: str = "") -> None:
-        super().__init__(f"{name}: {reason}" + (f"\n{output}" if output else ""))
-        self.name = name
-        self.reason = reason
-        self.output = output
-
-
-class LeftBehindError(BedError):
-    """Processes or descriptors were still there after everything had been stopped."""
-
-    def __init__(self, owner: str, what: Sequence[str]) -> None:
-        super().__init__(f"{owner} left behind: " + "; ".join(what))
-        self.owner = owner
-        self.what = tuple(what)
+__all__ = [
+    "BadLogError",
+    "BedError",
+    "ConnectionLostError",
+    "LeftBehindError",
+    "NotFoundError",
+    "ProcessFailedError",
+    "ServerError",
+    "WaitTimeoutError",
+]
 
 
 class BadLogError(BedError):

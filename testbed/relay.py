@@ -1,4 +1,4 @@
-"""A relay that counts the cancel requests that pass: who gets them does not."""
+"""A relay that counts the cancel requests that pass, for who gets them does not, or tells lies."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from testbed.pooler import Pooler
@@ -20,9 +21,15 @@ _CHUNK = 65536
 
 
 class Relay:
-    """Listens on `port` of 127.0.0.1 and hands everything on. Use it as a context manager."""
+    """Listens on `port` of 127.0.0.1 and hands everything on. Use it as a context manager.
 
-    def __init__(self, target: Postgres | Pooler) -> None:
+    `spoil` changes what comes from the target, a part at a time: what a bad pooler would do.
+    """
+
+    def __init__(
+        self, target: Postgres | Pooler, spoil: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        self._spoil = spoil or bytes
         self._target = (target.host, target.port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -68,10 +75,12 @@ class Relay:
                     self._cancels += 1
             with socket.create_connection(self._target) as server:
                 server.sendall(first)
-                _copy_both_ways(client, server)
+                _copy_both_ways(client, server, self._spoil)
 
 
-def _copy_both_ways(client: socket.socket, server: socket.socket) -> None:
+def _copy_both_ways(
+    client: socket.socket, server: socket.socket, spoil: Callable[[bytes], bytes]
+) -> None:
     """Until both sides have said that they are done."""
     with selectors.DefaultSelector() as selector:
         selector.register(client, selectors.EVENT_READ, server)
@@ -81,7 +90,7 @@ def _copy_both_ways(client: socket.socket, server: socket.socket) -> None:
                 source, target = cast("socket.socket", key.fileobj), key.data
                 data = source.recv(_CHUNK)
                 if data:
-                    target.sendall(data)
+                    target.sendall(spoil(data) if source is server else data)
                 else:
                     selector.unregister(source)
                     target.shutdown(socket.SHUT_WR)

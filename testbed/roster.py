@@ -10,10 +10,10 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING
 
+from pgkeeper.trial.scram import Scram
 from testbed.conversation import Conversation
 from testbed.postgres import Auth
 from testbed.rawclient import RawClient, frontend, text
-from testbed.scram import Scram
 from testbed.waiting import wait_until
 
 if TYPE_CHECKING:

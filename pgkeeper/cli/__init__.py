@@ -15,7 +15,17 @@ from pgkeeper.version import version
 
 __all__ = ["main"]
 
-COMMANDS: Final = ("run", "status", "sessions", "top", "handoff", "release", "build", "completion")
+COMMANDS: Final = (
+    "run",
+    "status",
+    "sessions",
+    "top",
+    "handoff",
+    "release",
+    "build",
+    "trial",
+    "completion",
+)
 
 _EXIT_USAGE: Final = 64  # EX_USAGE: click's own 2 means "no hanger answers" here
 _EXIT_DEFECT: Final = 70  # EX_SOFTWARE

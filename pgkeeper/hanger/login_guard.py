@@ -90,6 +90,8 @@ class LoginGuard:
 
     def refused(self, peer: str, now: float) -> float:
         """For how many seconds more `peer` may not log in; 0: it may."""
+        if not self._records:
+            return 0.0  # as good as always, and each new client asks
         record = self._records.get(neighbourhood(peer))
         return 0.0 if record is None else max(record.until - now, 0.0)
 

@@ -88,7 +88,7 @@ def test_unreachable_programs_are_copied() -> None:
 
 
 def test_postgres_runs_from_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("testbed.pginstall.reachable", lambda path, account: False)
+    monkeypatch.setattr("pgkeeper.trial.pginstall.reachable", lambda path, account: False)
     with RunDir() as run_dir, Postgres(run_dir) as postgres:
         assert run_dir.path in usable_installation(run_dir).bin_dir.parents
         assert postgres.value("SELECT 1") == 1

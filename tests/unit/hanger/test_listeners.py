@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgkeeper.config import BouncerIni
+from pgkeeper.hanger import listeners
 from pgkeeper.hanger.addresses import (
     Address,
     AddressUnknownError,
@@ -231,9 +232,9 @@ def test_exhaustion_pauses_and_time_resumes(
         pause(listeners, reason)
 
     monkeypatch.setattr(Listeners, "pause", record)
-    real = socket.socket.accept
+    real = listeners.accept
 
-    def accept(listener: socket.socket) -> tuple[socket.socket, object]:
+    def accept(listener: socket.socket) -> tuple[int, object]:
         calls.append(number)
         if len(calls) == 1:
             raise OSError(number, os.strerror(number))
@@ -241,7 +242,7 @@ def test_exhaustion_pauses_and_time_resumes(
             raise OSError(errno.ECONNABORTED, "gave up")
         return real(listener)
 
-    monkeypatch.setattr(socket.socket, "accept", accept)
+    monkeypatch.setattr(listeners, "accept", accept)
 
     async def act(accepted: Accepted) -> None:
         address = addresses(settings)[1]

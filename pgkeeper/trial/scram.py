@@ -1,6 +1,6 @@
 """A client's side of SCRAM-SHA-256 (RFC 5802, RFC 7677), message by message.
 
-libpq would do it in one go; a test that stops between two messages needs them apart.
+libpq would do it in one go; who stops between two messages needs them apart.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import secrets
 
-__all__ = ["Scram"]
+__all__ = ["Scram", "verifier"]
 
 
 class Scram:
@@ -48,3 +48,13 @@ class Scram:
 
 def _hmac(key: bytes, message: bytes) -> bytes:
     return hmac.digest(key, message, "sha256")
+
+
+def verifier(secret: str, iterations: int = 4096) -> str:
+    """What a server keeps of `secret`, as PostgreSQL and userlist.txt write it."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", secret.encode(), salt, iterations)
+    stored = hashlib.sha256(_hmac(salted, b"Client Key")).digest()
+    server = _hmac(salted, b"Server Key")
+    words = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${iterations}:{words[0]}${words[1]}:{words[2]}"
