@@ -146,7 +146,7 @@ def test_an_unsupervised_pgbouncer_outlives_a_hanger_that_is_told_to_end(
 
 
 def test_hold_timeout(hanger: ScriptedHanger) -> None:
-    hanger.start("--hold-timeout", "0.7")
+    hanger.start("--hold-timeout", "3")
     client = hanger.client()
     pid = client.who().pid
     client.ask("servers 3")
