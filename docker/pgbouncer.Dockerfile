@@ -23,7 +23,7 @@ COPY pgkeeper/cli/__init__.py pgkeeper/cli/build.py pgkeeper/cli/
 COPY pgkeeper/bouncer pgkeeper/bouncer
 # --vanilla is PgBouncer without pgkeeper's patches, to compare with
 ARG VARIANT=
-RUN export PGKEEPER_CACHE=/build PGKEEPER_SOURCE \
+RUN export PGKEEPER_CACHE=/build PGKEEPER_PATCHES=/src/patches PGKEEPER_SOURCE \
  && for tarball in docker/*.tar.gz; do if [ -e "$tarball" ]; then PGKEEPER_SOURCE=$tarball; fi; done \
  && python3 -c 'from pgkeeper.cli import main; main()' build ${VARIANT} >/build.path \
  && strip -o /pgbouncer "$(tail -n 1 /build.path)"

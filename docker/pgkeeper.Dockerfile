@@ -11,6 +11,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
+COPY docs docs
+COPY patches patches
 COPY protocol protocol
 COPY pgkeeper pgkeeper
 RUN python3 -m pip install --root=/install --break-system-packages --root-user-action=ignore \

@@ -1,4 +1,4 @@
-"""Engine, images and a running Compose file, each once for all tests here."""
+"""Engine, images and a running Compose file, each once for all tests here, and no longer."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _collect() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(run_dir: RunDir) -> Iterator[docker.DockerClient]:
     """An engine. Without one all tests here are skipped, for one reason."""
     try:
@@ -55,7 +55,7 @@ def client(run_dir: RunDir) -> Iterator[docker.DockerClient]:
         pytest.skip(f"CONTAINERS ARE NOT TESTED: {error}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def images(client: docker.DockerClient, run_dir: RunDir) -> Images:
     """All images, built."""
     try:
@@ -64,7 +64,7 @@ def images(client: docker.DockerClient, run_dir: RunDir) -> Images:
         pytest.skip(f"CONTAINERS ARE NOT TESTED: {error}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compose(client: docker.DockerClient, images: Images, run_dir: RunDir) -> list[str]:
     """`docker compose`, with Debian's plugin where there is none."""
     command = ["docker", "compose"]
@@ -76,7 +76,7 @@ def compose(client: docker.DockerClient, images: Images, run_dir: RunDir) -> lis
     return command
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def older_compose() -> list[str]:
     """docker-compose, the program of its own."""
     try:
@@ -86,12 +86,12 @@ def older_compose() -> list[str]:
     return ["docker-compose"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def compose_file() -> Path:
     return ROOT / "docker" / "compose.yaml"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(
     client: docker.DockerClient, images: Images, compose: list[str], compose_file: Path
 ) -> Iterator[Stack]:
