@@ -21,7 +21,7 @@ RUN python3 -m pip install --root=/install --break-system-packages --root-user-a
 FROM ${DEBIAN}
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-      python3 python3-click python3-construct python3-prometheus-client python3-structlog python3-textual \
+      python3 python3-click python3-construct python3-prometheus-client python3-structlog \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 6432 pgkeeper \
  && useradd --uid 6432 --gid 6432 --no-create-home --home-dir / --shell /usr/sbin/nologin pgkeeper \

@@ -24,6 +24,13 @@ class _NoTerminalError(PgkeeperError):
         super().__init__("top needs a terminal; `pgkeeper sessions --json` needs none")
 
 
+class _NoTextualError(PgkeeperError):
+    """The library that draws it is not here, as in pgkeeper's image."""
+
+    def __init__(self) -> None:
+        super().__init__("top needs the Python package textual, 3.0 or later: pip install textual")
+
+
 @click.command("top")
 @socket_option
 @ini_option
@@ -70,7 +77,7 @@ def command(
     \b
     Exit status:
       0  quit
-      1  no terminal
+      1  no terminal, or no textual
       2  no hanger answers
 
     \b
@@ -78,12 +85,20 @@ def command(
       pgkeeper top --socket /run/pgkeeper/keeper.sock
       pgkeeper top --order age --match "joe shop" --allow-kill
     """
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not watched():
         raise _NoTerminalError
     client = client_for(socket, ini)
     query = TopQuery(order=order, match=match)
     first = client.top(query)
     # Only this command needs it, and it is large.
-    from pgkeeper.top.app import TopApp
+    try:
+        from pgkeeper.top.app import TopApp
+    except ModuleNotFoundError:
+        raise _NoTextualError from None
 
     TopApp(client, query, first, interval=interval, allow_kill=allow_kill).run()
+
+
+def watched() -> bool:
+    """Whether a terminal is at both ends."""
+    return sys.stdin.isatty() and sys.stdout.isatty()

@@ -210,6 +210,17 @@ def test_top_needs_a_terminal(admin: RunningAdmin) -> None:
     assert admin.keeper.queries == []
 
 
+def test_top_says_what_it_is_drawn_with(
+    admin: RunningAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "textual.app", None)
+    monkeypatch.delitem(sys.modules, "pgkeeper.top.app", raising=False)
+    monkeypatch.setattr("pgkeeper.cli.top.watched", lambda: True)
+    result = pgkeeper("top", "--socket", admin.socket)
+    text = "pgkeeper: top needs the Python package textual, 3.0 or later: pip install textual\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", text)
+
+
 @pytest.mark.parametrize("command", ASKING)
 def test_no_hanger_answers(open_dir: Path, command: str) -> None:
     result = pgkeeper(command, "--socket", open_dir / "none")
