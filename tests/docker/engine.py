@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker
@@ -158,3 +159,12 @@ def _started(run_dir: RunDir) -> Iterator[docker.DockerClient]:
                 os.environ["DOCKER_HOST"] = before
             if process.running:
                 process.stop(signal.SIGTERM, 60.0)
+            _unmount(run_dir.path / "docker")
+
+
+def _unmount(folder: Path) -> None:
+    """What dockerd leaves mounted: the network namespace of containers that have the host's."""
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        target = Path(line.split()[1])
+        if target.is_relative_to(folder):
+            subprocess.run(["umount", target], check=True)

@@ -37,6 +37,20 @@ def test_fifty_kills_of_the_one_that_serves(stack: Stack, crowd: Crowd) -> None:
     assert held(stack) == (SIZE, 0)
 
 
+def test_the_one_that_stands_by_is_killed(stack: Stack, crowd: Crowd) -> None:
+    """Nobody takes over, and it stands by again."""
+    stack.restart("pgbouncer")  # so that it is the other one that serves
+    before = stack.status()
+    for _ in range(5):
+        asked = crowd.ask()
+        stack.restart("pgbouncer")
+        assert count(asked) == SIZE
+    after = stack.status()
+    assert after["adoptions"] == before["adoptions"]
+    assert after["pgbouncer"]["incarnation"] == before["pgbouncer"]["incarnation"]
+    assert held(stack) == (SIZE, 0)
+
+
 def test_kills_without_a_standby(stack: Stack, crowd: Crowd) -> None:
     """The sessions wait until the container is there again."""
     stack.docker("stop", stack.container("standby").name)

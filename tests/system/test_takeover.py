@@ -294,14 +294,17 @@ def kinds(pid: int) -> dict[str, int]:
 
 
 def kinds_at_rest(pid: int) -> dict[str, int]:
-    """The same once nothing comes or goes: a request for the status has just been answered, say."""
+    """The same once nothing comes or goes: a request for the status has just been answered, say.
+
+    pgbouncer may tell of a client that has gone only at its next round, a third of a second later.
+    """
     seen = [kinds(pid)]
 
     def settled() -> bool:
         seen.append(kinds(pid))
         return seen[-1] == seen[-2]
 
-    wait_until(settled, what="as many descriptors as before", poll_s=0.2)
+    wait_until(settled, what="as many descriptors as before", poll_s=0.5)
     return seen[-1]
 
 

@@ -126,13 +126,19 @@ def test_sessions_that_are_lost_by_the_target_are_noticed(
     assert (started.returncode, result["survived"], result["lost"]) == (1, 0, 3)
 
 
-def start(run_dir: RunDir, *words: str) -> subprocess.Popen[str]:
+# More kills than there is time for.
+_LONG = ("--kills", "1000", "--sessions", "3", "--mode", "busy")
+
+
+def start(run_dir: RunDir, *words: str, temporary: Path | None = None) -> subprocess.Popen[str]:
+    """Begin a trial whose own run lies in `temporary`."""
+    more = {"TMPDIR": str(temporary)} if temporary else None
     return subprocess.Popen(
         [COMMAND, "trial", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(f"{run_dir.run_id}/trial"),
+        env=environment(f"{run_dir.run_id}/trial", more),
     )
 
 
@@ -187,10 +193,10 @@ def test_an_insert_that_happens_twice_is_noticed(
 
 
 def test_an_interrupted_trial_leaves_nothing(run_dir: RunDir) -> None:
-    before = set(Path("/tmp").glob("pgkeeper-run-*"))
-    started = start(run_dir, "--kills", "1000", "--sessions", "3", "--mode", "busy")
+    temporary = run_dir.folder("interrupted")
+    started = start(run_dir, *_LONG, temporary=temporary)
     try:
-        wait_until(lambda: busy(before), what="pgbouncer is killed", seconds=120)
+        wait_until(lambda: busy(temporary), what="pgbouncer is killed", seconds=120)
         started.send_signal(signal.SIGINT)
         output, errors = started.communicate(timeout=100)
     finally:
@@ -199,31 +205,31 @@ def test_an_interrupted_trial_leaves_nothing(run_dir: RunDir) -> None:
     assert started.returncode == 130
     assert "cut short" in output
     assert "interrupted; " in output
-    assert new_folders(before) == set()
+    assert runs_in(temporary) == []
     assert run_dir.processes("trial") == []
 
 
-def test_a_trial_that_is_killed_with_its_run_leaves_nothing() -> None:
+def test_a_trial_that_is_killed_with_its_run_leaves_nothing(run_dir: RunDir) -> None:
     """As when a test that started one gives up: the outer guard ends it, the inner one the rest."""
     outer = RunDir()
-    before = set(Path("/tmp").glob("pgkeeper-run-*"))
-    started = start(outer, "--kills", "1000", "--sessions", "3", "--mode", "busy")
+    temporary = run_dir.folder("killed")
+    started = start(outer, *_LONG, temporary=temporary)
     try:
-        wait_until(lambda: busy(before), what="pgbouncer is killed", seconds=120)
+        wait_until(lambda: busy(temporary), what="pgbouncer is killed", seconds=120)
     finally:
         left = outer.close()
         started.communicate()
     assert len(left) == 1
-    wait_until(lambda: not new_folders(before), what="the folders are gone", seconds=60)
+    wait_until(lambda: not runs_in(temporary), what="the folders are gone", seconds=60)
 
 
-def new_folders(before: set[Path]) -> set[Path]:
-    return set(Path("/tmp").glob("pgkeeper-run-*")) - before
+def runs_in(temporary: Path) -> list[Path]:
+    return list(temporary.glob("pgkeeper-run-*"))
 
 
-def busy(before: set[Path]) -> bool:
+def busy(temporary: Path) -> bool:
     """A pgbouncer was killed already, so that there is something to tell."""
-    logs = [path / "patched" / "output.log" for path in new_folders(before)]
+    logs = [path / "patched" / "output.log" for path in runs_in(temporary)]
     return any(log.exists() and log.read_text().count("active") > 3 for log in logs)
 
 
