@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +18,9 @@ import pytest
 from pgkeeper.control.client import RequestFailedError
 from pgkeeper.control.report import TopQuery, token_name
 from testbed import RawClient, snapshot, wait_until
+from testbed.errors import ConnectionLostError
 from testbed.ledgers import check_ledger
+from testbed.process import send
 from testbed.rawclient import frontend, text
 
 if TYPE_CHECKING:
@@ -54,6 +58,35 @@ def running(keeper: Keeper) -> Iterator[RawClient]:
     # PostgreSQL does not notice before its end that nobody waits for it any more.
     query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sle'"
     keeper.sql(query, dbname="session")
+
+
+def test_pgbouncer_dies_while_it_ends_one(keeper: Keeper) -> None:
+    """That session has its error, whole, or goes on; nobody else notices."""
+    ended = 0
+    with RawClient(keeper.host, keeper.port).login(database="transaction") as bystander:
+        bystander.query("BEGIN")
+        for number in range(20):
+            with RawClient(keeper.host, keeper.port).login(database="session") as victim:
+                victim.query("SELECT 1")
+                token, pid = token_of(keeper, "session"), keeper.bouncer_pid
+                keeper.client.kill(token)
+                time.sleep(number * 20e-6)  # another point each time
+                send(pid, signal.SIGKILL)
+                keeper.wait_active(other_than=pid)
+                victim.send(frontend("Q", text("SELECT 'still here'")))
+                if (answer := victim.read_any()).kind == "E":
+                    assert answer.error_fields()["C"] == "57P01"
+                    ended += 1
+                    with pytest.raises(ConnectionLostError):
+                        victim.read_any()
+                else:
+                    kinds = [answer.kind, *(message.kind for message in victim.until_ready())]
+                    assert kinds == ["T", "D", "C", "Z"]
+            assert bystander.query("SELECT 'unharmed'") == [("unharmed",)]
+            wait_until(lambda: keeper.status().sessions.clients_held == 1, what="it has gone")
+        bystander.query("COMMIT")
+    assert ended
+    check_ledger(keeper)
 
 
 def test_what_runs_comes_first(keeper: Keeper, running: RawClient) -> None:
