@@ -393,7 +393,7 @@ def at_message_boundary(view: LedgerView, slot: int, sent: int = 0) -> bool:
     """Say whether a message of ours may be put into the stream to a client.
 
     True when everything that was begun towards the client of `slot` has left: nothing waits in its
-    outbox, its server's extra packets or the parsed part of its server's IOBuf, and its server is
+    outbox or in an IOBuf that was handed on to it, its server's extra packets or the parsed part of its server's IOBuf, and its server is
     not in the middle of a message that is being forwarded.  `sent` is how many bytes the kernel has
     written beyond `Copy.tx`: they come off what waits.  False in case of doubt: bytes that the
     ledger does not have, a socket that is being closed, a slot that is damaged or no client's.
@@ -405,6 +405,8 @@ def at_message_boundary(view: LedgerView, slot: int, sent: int = 0) -> bool:
         if copy.flags & (Flag.VOLATILE | Flag.DOOMED):
             return False
         waiting = copy.outbox_len - copy.outbox_done if copy.outbox else 0
+        if copy.flags & Flag.HANDED:
+            waiting += copy.io_recv - copy.io_done
         if copy.link:
             server = view.committed_copy(copy.link)
             if server is None or server.flags & Flag.VOLATILE or _is_forwarding(server):

@@ -14,7 +14,7 @@ from protocol.layout import U8, U16, U32, U64, Layout, array, bytes_, record
 
 MAGIC: Final = 0x726567646C6B6770
 """First word of a ledger: "pgkldger"."""
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 FORMAT_OLDEST: Final = 3
 """Which this code still reads."""
 FORMAT_LAYOUT: Final = 3
@@ -81,6 +81,8 @@ class Flag(IntFlag):
     UNIX = 1 << 19
     CONSOLE = 1 << 20
     WAIT_FOR_RESPONSE = 1 << 21
+    HANDED = 1 << 22
+    RECV_DUE = 1 << 23
 
 
 class BlobKind(IntEnum):

@@ -5,7 +5,7 @@
  * commit to the ledger what is about to be done, then do it.  Bytes that
  * PgBouncer sends from inside a callback go into the destination's outbox:
  * they become true together with the state after them, and leave when the
- * callbacks have returned.
+ * callbacks have returned (outbox.c).
  */
 #include "bouncer.h"
 
@@ -13,9 +13,11 @@
 #include <usual/slab.h>
 
 #include "keeper/internal.h"
-#include "keeper/system.h"
 
 _Static_assert(offsetof(IOBuf, buf) == KEEPER_IOBUF_HEAD, "where an IOBuf's bytes begin");
+
+/* whole messages are put together up to so many */
+#define JOINED_BYTES	2048
 
 static PgSocket **iobuf_owner;
 
@@ -58,12 +60,29 @@ void keeper_iobuf_free(SBuf *sbuf, IOBuf *io)
 		return;
 	}
 	keeper_mark(container_of(sbuf, PgSocket, sbuf));
-	keeper_store_free_iobuf(&keeper_store, number);
+	if (number & KEEPER_LENT)
+		io->keeper_number = 0;	/* whose it is now will free it */
+	else
+		keeper_store_free_iobuf(&keeper_store, number);
 }
 
 void keeper_iobuf_owner(uint32_t number, PgSocket *owner)
 {
 	iobuf_owner[number] = owner;
+}
+
+/* who reads into it still has it, and bytes in it are to be sent to somebody: PgBouncer lets go of it first */
+static KEEPER_APART bool take_back(IOBuf *io)
+{
+	uint32_t number = io->keeper_number & ~KEEPER_LENT, slot;
+
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		const struct KeeperLocal *l = &keeper_local[slot];
+
+		if (l->is_handed && l->handed == number)
+			return keeper_outbox_take_handed(slot);
+	}
+	return true;
 }
 
 void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
@@ -74,6 +93,11 @@ void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
 	const struct KeeperCopy *copy;
 	uint32_t number;
 
+	/* an empty one, where the next bytes go to its beginning anyway */
+	if (io->recv_pos == 0)
+		return;
+	if (unlikely(io->keeper_number & KEEPER_LENT) && !take_back(io))
+		return;
 	if (!sk->keeper_slot || avail == 0 || avail > small_pkt || io->done_pos == 0) {
 		iobuf_try_resync(io, small_pkt);
 		keeper_mark(sk);
@@ -100,46 +124,8 @@ void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt)
 }
 
 /*
- * Outbox.
+ * Plain I/O.
  */
-
-bool keeper_outbox_append(uint32_t slot, const void *data, size_t len)
-{
-	struct KeeperLocal *l = &keeper_local[slot];
-	struct KeeperBlob *blob = l->outbox ? keeper_store_blob(&keeper_store, l->outbox) : NULL;
-
-	if (!blob || l->outbox_len + len > keeper_blob_capacity(blob)) {
-		size_t left = l->outbox_len - l->outbox_done;
-		uint32_t unit = keeper_store_new_blob(&keeper_store, KEEPER_BLOB_OUTBOX, 2 * (left + len));
-		struct KeeperBlob *bigger;
-
-		if (!unit)
-			return false;
-		bigger = keeper_store_blob(&keeper_store, unit);
-		if (blob) {
-			memcpy(keeper_blob_data(bigger), keeper_blob_data(blob) + l->outbox_done, left);
-			keeper_store_free_blob(&keeper_store, l->outbox);
-		}
-		l->outbox = unit;
-		l->outbox_done = 0;
-		l->outbox_len = left;
-		blob = bigger;
-	}
-	/* beyond what a committed length covers: nobody reads it yet */
-	memcpy(keeper_blob_data(blob) + l->outbox_len, data, len);
-	l->outbox_len += len;
-	keeper_cold_changed(l);
-	keeper_store_mark(&keeper_store, slot);
-	keeper_pend(slot);
-	return true;
-}
-
-void keeper_outbox_drop(struct KeeperLocal *l)
-{
-	keeper_store_free_blob(&keeper_store, l->outbox);
-	l->outbox = l->outbox_done = l->outbox_len = 0;
-	keeper_cold_changed(l);
-}
 
 /* where the kernel counts nothing, the ledger does */
 
@@ -158,7 +144,7 @@ static KEEPER_APART ssize_t counted_recv(uint32_t slot, void *dst, size_t len)
 	return res;
 }
 
-static KEEPER_APART ssize_t counted_send(uint32_t slot, const void *data, size_t len)
+KEEPER_APART ssize_t keeper_counted_send(uint32_t slot, const void *data, size_t len)
 {
 	struct KeeperSlot *shared = &keeper_store.slot[slot];
 	struct KeeperLocal *l = &keeper_local[slot];
@@ -171,39 +157,6 @@ static KEEPER_APART ssize_t counted_send(uint32_t slot, const void *data, size_t
 	__atomic_store_n(&shared->unix_tx, l->tx, __ATOMIC_RELEASE);
 	__atomic_store_n(&shared->unix_busy, 0, __ATOMIC_RELEASE);
 	return res;
-}
-
-bool keeper_outbox_flush(uint32_t slot)
-{
-	struct KeeperLocal *l = &keeper_local[slot];
-
-	while (l->outbox) {
-		const uint8_t *data;
-		size_t len;
-		ssize_t res;
-
-		keeper_store_mark(&keeper_store, slot);
-		keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);
-		data = keeper_blob_data(keeper_store_blob(&keeper_store, l->outbox)) + l->outbox_done;
-		len = l->outbox_len - l->outbox_done;
-		if (l->is_unix) {
-			res = counted_send(slot, data, len);
-		} else {
-			res = keeper_system_send(l->fd, data, len);
-			if (res > 0)
-				l->tx += res;
-		}
-		keeper_store_mark(&keeper_store, slot);
-		if (res < 0 && errno == EAGAIN)
-			return false;
-		if (res > 0)
-			l->outbox_done += res;
-		keeper_cold_changed(l);
-		/* on an error nobody reads any more: recv will tell the same */
-		if (res < 0 || l->outbox_done == l->outbox_len)
-			keeper_outbox_drop(l);
-	}
-	return true;
 }
 
 /*
@@ -237,6 +190,18 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	if (!slot)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
+	if (unlikely(keeper_handed)) {
+		/* within the callback that follows what was handed on: somebody is woken by it */
+		l->next = KEEPER_NEXT_RECV;
+		keeper_mark(sk);
+		keeper_send_handed();
+		l->next = 0;
+	}
+	if (unlikely(l->is_handed || (sbuf->io->keeper_number & KEEPER_LENT))
+	    && (!keeper_outbox_take_handed(slot) || !take_back(sbuf->io))) {
+		errno = EAGAIN;
+		return -1;
+	}
 	position = (uint8_t *)dst - sbuf->io->buf;
 	if (!may_be_noted(slot, l, sbuf->io->keeper_number, position)
 	    || !keeper_store_note_read(&keeper_store, slot, l->rx, sbuf->io->keeper_number, position)) {
@@ -245,6 +210,7 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	}
 	/* what it changes: marked before it, as long as all this is at hand */
 	mark_again(sk);
+	mark_again(sk->link);
 	if (unlikely(l->is_unix)) {
 		res = counted_recv(slot, dst, len);
 	} else {
@@ -288,13 +254,46 @@ static bool stream_blocked(PgSocket *destination)
 	return link && link->sbuf.dst == &destination->sbuf && link->sbuf.wait_type == KEEPER_WAIT_SEND;
 }
 
+/*
+ * Is this the end of all that its source has read and is to send on?  Then the
+ * source is done with its IOBuf, and SBUF_EV_FLUSH follows.  A copy has one
+ * place for an IOBuf.
+ */
+static inline bool may_hand_on(const PgSocket *sk, const struct KeeperLocal *l, const PgSocket *source,
+			       const uint8_t *data, size_t len)
+{
+	const SBuf *from = &source->sbuf;
+	const IOBuf *io = from->io;
+
+	return io && data + len == io->buf + io->recv_pos && io->parse_pos == io->recv_pos && !from->pkt_remain
+	       && io->recv_pos < (unsigned)cf_sbuf_len && !sk->sbuf.io && from->dst == &sk->sbuf
+	       && !mbuf_avail_for_read(&from->extra_packets) && io->keeper_number && !l->is_unix
+	       && source->keeper_slot && keeper_store.format >= KEEPER_FORMAT_HANDED;
+}
+
+/*
+ * A few whole messages in front of others for the same socket: a rewritten
+ * Bind in extra_packets, and the Execute that follows it.  To copy them costs
+ * less than a commit and a system call for each.
+ */
+static inline bool may_be_joined(const struct KeeperLocal *l, const PgSocket *source, const uint8_t *data, size_t len)
+{
+	const IOBuf *io = source->sbuf.io;
+
+	if (len > JOINED_BYTES || !source->keeper_slot)
+		return false;
+	if (io && data >= io->buf && data < io->buf + cf_sbuf_len)
+		return unlikely(l->outbox) && !source->sbuf.pkt_remain
+		       && l->outbox_len - l->outbox_done + len <= JOINED_BYTES;
+	return !l->outbox || l->outbox_len - l->outbox_done + len <= JOINED_BYTES;
+}
+
 static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 	uint32_t slot = sk->keeper_slot;
 	struct KeeperLocal *l = &keeper_local[slot];
 	PgSocket *source;
-	ssize_t res;
 
 	if (!slot)
 		return safe_send(sbuf->sock, data, len, 0);
@@ -310,26 +309,34 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 			return len;
 		l->answer_outside = sk->pool && sk->pool->db->admin;
 	}
-	if (unlikely(l->outbox) && !keeper_outbox_flush(slot)) {
-		errno = EAGAIN;
-		return -1;
-	}
 	keeper_mark(source);
 	keeper_mark(sk);
-	/* bytes the ledger had no room for leave at once: volatile until they have */
-	l->bypass = !source;
+	if (likely(source) && may_be_joined(l, source, data, len) && keeper_outbox_append(slot, data, len)) {
+		keeper_leaves_soon(slot);
+		return len;
+	}
+	if (unlikely(l->outbox || l->is_handed)) {
+		bool is_free = keeper_outbox_flush(slot);
+
+		/* which has committed: who is told that there is no room waits for it from now on */
+		keeper_mark(source);
+		keeper_mark(sk);
+		if (!is_free) {
+			errno = EAGAIN;
+			return -1;
+		}
+	}
+	if (likely(source) && may_hand_on(sk, l, source, data, len)) {
+		keeper_hand_on(slot, source->sbuf.io, data, len);
+		return len;
+	}
+	l->next = source ? 0 : KEEPER_NEXT_BYPASS;
 	keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);
-	l->bypass = false;
+	l->next = 0;
 	/* what it changes: before it, as long as all this is at hand */
 	mark_again(source);
 	mark_again(sk);
-	if (unlikely(l->is_unix))
-		return counted_send(slot, data, len);
-	l->tx += len;
-	res = keeper_system_send(sbuf->sock, data, len);
-	if (unlikely(res != (ssize_t)len))
-		l->tx -= len - (res > 0 ? res : 0);
-	return res;
+	return keeper_send_to(slot, data, len);
 }
 
 static int keeper_close(SBuf *sbuf)
@@ -345,6 +352,7 @@ static int keeper_close(SBuf *sbuf)
 
 		if (!is_server_socket(sk))
 			keeper_statements_gone(sk);
+		keeper_outbox_forget(l);
 		/* the slot outlives the PgSocket until the descriptor is closed */
 		l->kind = KEEPER_CLOSING;
 		l->object = NULL;

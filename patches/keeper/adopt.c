@@ -61,7 +61,7 @@ static void end_lost(uint32_t slot, struct KeeperReady *ready)
 	l->rx = a->read;
 	/* rather not at all than twice */
 	if (a->torn)
-		keeper_outbox_drop(l);
+		keeper_outbox_drop(slot);
 	keeper_store_mark(&keeper_store, slot);
 	keeper_pend(slot);
 	if (is_client && !cancel && !peer_is_gone(a->fd)) {
@@ -180,7 +180,7 @@ static void wake(uint32_t slot, PgSocket *sk)
 	if (c->wait_type == KEEPER_WAIT_NONE)
 		return;
 	if (bytes || sk->keeper_flush_due)
-		sbuf_adopt_resume(sbuf);
+		sbuf_adopt_resume(sbuf, keeper_adoptee[slot].recv_due);
 }
 
 /* a PAM check dies with the process: read the password packet again */
@@ -219,7 +219,7 @@ static void go_on(PgSocket **list, unsigned n)
 				c->wait_type = KEEPER_WAIT_RECV;
 			if (c->wait_type != KEEPER_WAIT_NONE && !sbuf_adopt_wait(&list[i]->sbuf))
 				die("keeper: cannot wait for an adopted socket: %s", strerror(errno));
-			if (c->outbox && c->outbox_done < c->outbox_len)
+			if ((c->outbox && c->outbox_done < c->outbox_len) || keeper_local[slot[i]].is_handed)
 				keeper_pend(slot[i]);
 		}
 	}

@@ -13,8 +13,10 @@ struct KeeperAdoptee {
 	bool lost;			/* cannot go on */
 	enum KeeperLost reason;
 	uint64_t read, written;		/* kernel's figures, from registration on */
+	bool recv_due;			/* goes on with a recv: its socket may have ended, whatever is in its IOBuf */
 	bool torn;			/* which do not fit: nobody knows what of its outbox is out */
 	uint32_t iobuf;			/* kept, but nobody's yet */
+	uint32_t handed, handed_done, handed_end;	/* IOBuf whose bytes have not all been sent to it */
 	PgSocket *sk;			/* once rebuilt */
 };
 
@@ -46,7 +48,7 @@ void keeper_lose(uint32_t slot, enum KeeperLost reason);
 void keeper_judge(uint32_t slot, const struct KeeperActRecord *act);
 /* who depends on a lost one is lost as well */
 void keeper_judge_links(void);
-/* how much of a closing socket's last words is out already */
+/* how much of a closing socket's last words is out already, of its outbox */
 void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act);
 /* does this client's stream stand between two messages, with nothing left to send? */
 bool keeper_at_boundary(const struct KeeperAdoptee *a);

@@ -405,7 +405,16 @@ static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, str
 	check = put(copy, WORD(rx), l->rx);
 	check += put(copy, WORD(tx), l->tx);
 	check += put(copy, WORD(link), PART(link, link) | PART(dst, dst));
-	if (io) {
+	/* who has lent it has read all of it */
+	if (io && unlikely(io->keeper_number & KEEPER_LENT))
+		io = NULL;
+	if (l->is_handed) {
+		check += put(copy, WORD(io), PART(io, l->handed) | PART(io_done, l->handed_done));
+		check += put(copy, WORD(io_parse), PART(io_parse, l->handed_done) | PART(io_recv, l->handed_end));
+		flags |= KEEPER_F_HANDED;
+		if (unlikely(io != NULL || keeper_store.format < KEEPER_FORMAT_HANDED))
+			flags |= KEEPER_F_VOLATILE;
+	} else if (io) {
 		check += put(copy, WORD(io), PART(io, io->keeper_number) | PART(io_done, io->done_pos));
 		check += put(copy, WORD(io_parse), PART(io_parse, io->parse_pos) | PART(io_recv, io->recv_pos));
 		drained = io->done_pos == io->recv_pos;
@@ -426,8 +435,10 @@ static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, str
 		check += write_requests(sk, l, copy);
 	else
 		check += write_one_request(sk, l, copy);
-	if (unlikely(l->full | l->bypass) || link_in_the_dark(sk, link))
+	if (unlikely(l->full || l->next == KEEPER_NEXT_BYPASS) || link_in_the_dark(sk, link))
 		flags |= KEEPER_F_VOLATILE;
+	if (unlikely(l->next == KEEPER_NEXT_RECV))
+		flags |= KEEPER_F_RECV_DUE;
 	/* SUSPEND ends with the console that asked for it, and that with the process */
 	wait_type = sk->suspended ? KEEPER_WAIT_RECV : sbuf->wait_type;
 	check += put(copy, WORD(kind), PART(kind, l->kind) | PART(state, sk->state) | PART(wait_type, wait_type)
@@ -462,6 +473,12 @@ static KEEPER_APART uint64_t serialize_other(struct KeeperLocal *l, struct Keepe
 		copy->outbox_done = l->outbox_done;
 		copy->outbox_len = l->outbox_len;
 		copy->flags = l->is_unix ? KEEPER_F_UNIX : 0;
+		if (l->is_handed) {
+			copy->flags |= KEEPER_F_HANDED;
+			copy->io = l->handed;
+			copy->io_done = copy->io_parse = l->handed_done;
+			copy->io_recv = l->handed_end;
+		}
 		break;
 	default:
 		break;
@@ -478,8 +495,60 @@ static inline uint64_t serialize(unsigned slot, struct KeeperCopy *copy, unsigne
 	return serialize_other(l, copy);
 }
 
+#ifdef CASSERT
+/*
+ * With assertions: who is not marked must be as its true copy says, but for what a
+ * reader finds out from notes and from the kernel.
+ */
+static void verify_marks(void)
+{
+	uint32_t slot;
+
+	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
+		struct KeeperLocal *l = &keeper_local[slot], saved = *l;
+		const struct KeeperCopy *is = keeper_store_copy(&keeper_store, slot);
+		struct KeeperCopy should = *is;
+		PgSocket *sk = l->object;
+		bool was_clean;
+		unsigned i;
+
+		if ((l->kind != KEEPER_CLIENT && l->kind != KEEPER_SERVER) || (keeper_store.place[slot] & KEEPER_MARKED)
+		    || !is_calm(sk, l) || l->requests || statlist_count(&sk->outstanding_requests) > 1)
+			continue;
+		was_clean = sk->keeper_clean;
+		serialize_socket(sk, l, &should, 0);
+		sk->keeper_clean = was_clean;
+		*l = saved;
+		if (is->flags & KEEPER_F_HANDED) {
+			should.tx = is->tx;
+			should.io = is->io;
+			should.io_done = is->io_done;
+			should.io_parse = is->io_parse;
+			should.io_recv = is->io_recv;
+			should.flags |= KEEPER_F_HANDED;
+		}
+		should.flags |= is->flags & KEEPER_F_RECV_DUE;
+		/* PgBouncer leaves it where it was, and looks at it no more */
+		if (!should.link)
+			should.dst = is->dst;
+		for (i = WORD(rx); i < WORD(check); i++) {
+			uint64_t wrong = ((const KeeperWord *)is)[i], right = ((const KeeperWord *)&should)[i];
+
+			if (wrong == right)
+				continue;
+			log_error("keeper: slot %u is not marked, and word %u of it has become %" PRIx64 ", not %" PRIx64,
+				  slot, i, right, wrong);
+			abort();
+		}
+	}
+}
+#endif
+
 void keeper_commit(enum KeeperAct act, uint32_t slot, uint32_t source)
 {
+#ifdef CASSERT
+	verify_marks();
+#endif
 	if (unlikely(!keeper_store_commit(&keeper_store, serialize, act, slot, source))) {
 		/* fenced: whatever we did now would be done twice */
 		log_warning("keeper: another incarnation owns the ledger, stopping");

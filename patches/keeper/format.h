@@ -17,8 +17,9 @@
 #include <string.h>
 
 #define KEEPER_MAGIC		0x726567646c6b6770ULL	/* "pgkldger" */
-#define KEEPER_FORMAT_VERSION	3
+#define KEEPER_FORMAT_VERSION	4
 #define KEEPER_FORMAT_OLDEST	3	/* which this code still reads and writes */
+#define KEEPER_FORMAT_HANDED	4	/* since which KEEPER_F_HANDED may be set */
 #define KEEPER_FORMAT_LAYOUT	3	/* since which no field has moved */
 #define KEEPER_HEADER_SIZE	4096
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
@@ -70,6 +71,14 @@ enum KeeperFlag {
 	KEEPER_F_UNIX = 1 << 19,	/* Unix-domain socket: no byte counters in the kernel */
 	KEEPER_F_CONSOLE = 1 << 20,	/* admin console in the middle of a command: cannot be adopted now */
 	KEEPER_F_WAIT_FOR_RESPONSE = 1 << 21,	/* admin console that waits for the end of PAUSE or WAIT_CLOSE */
+	/*
+	 * io_done to io_recv of io are not what was read from this socket, but are
+	 * to be sent to it, before its outbox.  So long as this copy is true they
+	 * may leave at any time: what the kernel has taken beyond tx is the first
+	 * part of them.  If that is all of them, io may be another's already.
+	 */
+	KEEPER_F_HANDED = 1 << 22,
+	KEEPER_F_RECV_DUE = 1 << 23,	/* reads from its socket next, before it looks at what is in io */
 };
 
 /*

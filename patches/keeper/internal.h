@@ -5,12 +5,16 @@
 #define KEEPER_INTERNAL_H
 
 #include "keeper/figures.h"
+#include "keeper/system.h"
 
 /* sbuf.c's WaitType and pkt_action, which the ledger keeps as numbers */
 enum { KEEPER_WAIT_NONE = 0, KEEPER_WAIT_RECV = 2, KEEPER_WAIT_SEND = 3, KEEPER_WAIT_ONCE = 4 };
 enum { KEEPER_ACTION_SEND = 1, KEEPER_ACTION_SKIP = 2, KEEPER_ACTION_CALL = 3 };
 
 #define KEEPER_CACHE_LINE	64
+
+/* in IOBuf.keeper_number: bytes of it are handed on to somebody, while its reader still has it */
+#define KEEPER_LENT		(1U << 31)
 
 /* seldom needed: not to be found in the midst of what always is */
 #define KEEPER_APART	__attribute__((noinline))
@@ -27,6 +31,12 @@ struct KeeperCatalog {
 	bool lost;		/* no room in the heap: the socket is volatile */
 	uint8_t lookups;	/* while it is folded */
 	uint32_t folded;	/* statements that are in the blob, and in no hash table: all or none */
+};
+
+/* what a socket does right after a commit, where that is part of its copy */
+enum KeeperNext {
+	KEEPER_NEXT_BYPASS = 1,	/* send bytes that the ledger had no room for: volatile until they have left */
+	KEEPER_NEXT_RECV = 2,	/* read: nothing in its IOBuf is looked at before that */
 };
 
 /* KeeperLocal.copies */
@@ -54,15 +64,18 @@ struct KeeperLocal {
 	uint8_t copies;
 	bool calm;		/* nothing here but what is compared at each commit has changed since */
 	bool is_unix;
-	bool bypass;		/* sends bytes that the ledger had no room for */
+	uint8_t next;		/* enum KeeperNext: of the commit that is being made */
 	bool full;		/* there was no room for a part of it: volatile */
 	bool pending;		/* on the list for keeper_loop_end() */
+	bool is_handed;		/* bytes in another's IOBuf are to be sent to it, before its outbox */
 
 	/* the rest is looked at only when something has changed */
 	uint64_t token;
 	int fd;
 	uint32_t requests;
 	uint32_t outbox_done, outbox_len;
+	uint32_t handed, handed_done, handed_end;	/* that IOBuf, and which of its bytes are left */
+	struct event *writable;	/* its socket is full: told when no more */
 	uint32_t pool_slot;
 	uint32_t canceled_server;
 	uint32_t extra, extra_done, extra_len;
@@ -128,13 +141,66 @@ void keeper_last_words(void);
  */
 
 void keeper_acts_setup(void);
-/* append to the outbox of a slot; false: no room */
-bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
-/* true: nothing is left of it */
-bool keeper_outbox_flush(uint32_t slot);
-void keeper_outbox_drop(struct KeeperLocal *l);
 /* whose IOBuf is this, for sends from it */
 void keeper_iobuf_owner(uint32_t number, PgSocket *owner);
+/* where the kernel counts nothing, the ledger does */
+ssize_t keeper_counted_send(uint32_t slot, const void *data, size_t len);
+
+/* send to a slot's socket, counted */
+static inline ssize_t keeper_send_to(uint32_t slot, const void *data, size_t len)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+	ssize_t res;
+
+	if (unlikely(l->is_unix))
+		return keeper_counted_send(slot, data, len);
+	l->tx += len;
+	res = keeper_system_send(l->fd, data, len);
+	if (unlikely(res != (ssize_t)len))
+		l->tx -= len - (res > 0 ? res : 0);
+	return res;
+}
+
+/*
+ * outbox.c
+ */
+
+/* append to the outbox of a slot; false: no room */
+bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
+/* true: nothing is left of it, nor of what was handed on to it */
+bool keeper_outbox_flush(uint32_t slot);
+void keeper_outbox_drop(uint32_t slot);
+/* all that is to be sent to this slot leaves when the callbacks have returned */
+static inline void keeper_leaves_soon(uint32_t slot)
+{
+	/* in their order; mostly there is none */
+	if (keeper_handed != slot)
+		keeper_send_handed();
+	keeper_handed = slot;
+}
+
+/*
+ * The last len bytes of this IOBuf, which are the last of a message too, are
+ * this slot's from now on: they leave when the callbacks have returned.
+ */
+static inline void keeper_hand_on(uint32_t slot, IOBuf *io, const void *data, size_t len)
+{
+	struct KeeperLocal *l = &keeper_local[slot];
+
+	keeper_leaves_soon(slot);
+	l->handed = io->keeper_number;
+	l->handed_done = (const uint8_t *)data - io->buf;
+	l->handed_end = l->handed_done + len;
+	l->is_handed = true;
+	io->keeper_number |= KEEPER_LENT;
+}
+
+/* what was handed on leaves, or goes into the outbox: the IOBuf is needed, or its place in the copy; false: no room */
+bool keeper_outbox_take_handed(uint32_t slot);
+/* pend it as soon as its socket takes more; false: cannot */
+bool keeper_outbox_wait(uint32_t slot);
+/* no more: its descriptor is about to be closed, or to be somebody else's */
+void keeper_outbox_forget(struct KeeperLocal *l);
 
 /*
  * loop.c

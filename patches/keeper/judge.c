@@ -121,8 +121,10 @@ static bool reconcile_read(uint32_t slot, struct KeeperAdoptee *a, const struct 
 	struct KeeperCopy *c = &a->copy;
 	uint64_t got = a->read - c->rx;
 
-	if (!got)
+	if (!got) {
+		a->recv_due = (c->flags & KEEPER_F_RECV_DUE) || (act->act == KEEPER_ACT_RECV && act->slot == slot);
 		return true;
+	}
 	if (!find_read(slot, c, act) || got > keeper_store.header->pkt_buf - c->io_recv)
 		return false;
 	c->io_recv += got;
@@ -131,12 +133,26 @@ static bool reconcile_read(uint32_t slot, struct KeeperAdoptee *a, const struct 
 	return true;
 }
 
+/* what was handed on leaves first, whichever act was the last; takes it off the bytes that are gone */
+static uint64_t sent_of_handed(struct KeeperAdoptee *a, uint64_t *gone)
+{
+	uint64_t left = a->handed_end - a->handed_done, part = *gone < left ? *gone : left;
+
+	*gone -= part;
+	a->handed_done += part;
+	/* the IOBuf may be another's already */
+	if (a->handed_done == a->handed_end)
+		a->handed = 0;
+	return part;
+}
+
 /* false: bytes were written that nobody had announced */
 static bool reconcile_written(uint32_t slot, struct KeeperAdoptee *a, const struct KeeperActRecord *act)
 {
 	struct KeeperCopy *c = &a->copy;
 	uint64_t gone = a->written - c->tx;
 
+	c->tx += sent_of_handed(a, &gone);
 	if (!gone)
 		return true;
 	if (act->slot != slot)
@@ -155,8 +171,10 @@ static void reconcile(uint32_t slot, const struct KeeperActRecord *act)
 {
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
 
-	if (!kernel_figures(slot, a) || !reconcile_written(slot, a, act))
+	if (!kernel_figures(slot, a) || !reconcile_written(slot, a, act)) {
 		a->torn = true;
+		a->handed = 0;
+	}
 	if (a->torn || !reconcile_read(slot, a, act))
 		keeper_lose(slot, KEEPER_LOST_IN_FLIGHT);
 }
@@ -166,7 +184,19 @@ void keeper_judge(uint32_t slot, const struct KeeperActRecord *act)
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
 	struct KeeperCopy *c = &a->copy;
 
-	if (!keeper_is_socket(c) || a->damaged)
+	if (a->damaged)
+		return;
+	/* its FIN comes only after all this */
+	if (c->kind == KEEPER_CLOSING && a->handed) {
+		uint64_t gone;
+
+		a->torn = !kernel_figures(slot, a);
+		gone = a->torn ? 0 : a->written - c->tx;
+		c->tx += sent_of_handed(a, &gone);
+		if (a->torn)
+			a->handed = 0;
+	}
+	if (!keeper_is_socket(c))
 		return;
 	if (c->flags & KEEPER_F_CONSOLE)
 		keeper_lose(slot, KEEPER_LOST_CONSOLE);
@@ -233,7 +263,7 @@ bool keeper_at_boundary(const struct KeeperAdoptee *a)
 {
 	const struct KeeperCopy *c = &a->copy, *server;
 
-	if (a->damaged || a->torn || c->outbox_len != c->outbox_done)
+	if (a->damaged || a->torn || a->handed || c->outbox_len != c->outbox_done)
 		return false;
 	if (!c->link)
 		return true;
@@ -250,7 +280,7 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
 	if (act->act != KEEPER_ACT_OUTBOX || act->slot != slot)
 		return;
 	if (!kernel_figures(slot, &keeper_adoptee[slot])) {
-		keeper_outbox_drop(l);
+		keeper_outbox_drop(slot);
 		return;
 	}
 	gone = keeper_adoptee[slot].written - l->tx;
@@ -258,6 +288,20 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act)
 		gone = l->outbox_len - l->outbox_done;
 	l->outbox_done += gone;
 	l->tx += gone;
+}
+
+/* what is to be sent to it is no IOBuf of its own */
+static void take_handed(struct KeeperAdoptee *a)
+{
+	struct KeeperCopy *c = &a->copy;
+
+	if (!(c->flags & KEEPER_F_HANDED))
+		return;
+	a->handed = c->io;
+	a->handed_done = c->io_done;
+	a->handed_end = c->io_recv;
+	c->flags &= ~KEEPER_F_HANDED;
+	c->io = c->io_done = c->io_parse = c->io_recv = 0;
 }
 
 /* what is left of a damaged slot is its socket, if that is really its own */
@@ -298,6 +342,8 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 			/* released, but not committed as free */
 			if (a->fd < 0)
 				a->copy.kind = KEEPER_FREE;
+			else
+				take_handed(a);
 		}
 	}
 	/* a damaged token may be another's, so these come last */

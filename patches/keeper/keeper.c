@@ -49,13 +49,67 @@ static void write_all_anew(bool only_full)
 void keeper_write_in_format(uint32_t format)
 {
 	struct KeeperActRecord *act = keeper_store.header->act;
+	uint32_t slot;
 
+	if (format < KEEPER_FORMAT_HANDED) {
+		for (slot = 1; slot <= keeper_store.header->slots; slot++)
+			(void)keeper_outbox_take_handed(slot);
+	}
 	keeper_store.format = format;
 	act[(keeper_store.epoch + 1) & 1].format = format;
 	write_all_anew(false);
 	act[(keeper_store.epoch + 1) & 1].format = format;
 	/* a record that found no room beside the former one finds it in that one's place */
 	write_all_anew(true);
+}
+
+/*
+ * Callbacks within callbacks: what comes after the inner one is the outer
+ * one's again.
+ */
+
+#define MAX_NESTED	16
+
+PgSocket *keeper_handled;
+static PgSocket *outer[MAX_NESTED];
+
+/* in the header, where the hanger looks when we have crashed */
+static void tell_handled(void)
+{
+	const PgSocket *sk = keeper_handled;
+	uint64_t handled = 0;
+
+	if (sk)
+		handled = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
+	if (keeper_store.header)
+		keeper_store.header->handled = handled;
+}
+
+void keeper_handles(PgSocket *sk)
+{
+	unsigned depth = keeper_store.handling - 1;
+
+	if (depth > 0 && depth < MAX_NESTED)
+		outer[depth] = keeper_handled;
+	keeper_handled = sk;
+	tell_handled();
+}
+
+void keeper_handles_outer(void)
+{
+	unsigned depth = keeper_store.handling;
+
+	if (depth >= MAX_NESTED || !outer[depth])
+		return;
+	keeper_handled = outer[depth];
+	outer[depth] = NULL;
+	tell_handled();
+}
+
+void keeper_handles_nobody(void)
+{
+	keeper_handled = NULL;
+	tell_handled();
 }
 
 /*
@@ -82,6 +136,7 @@ void keeper_drop_slot(uint32_t slot)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 
+	keeper_outbox_forget(l);
 	keeper_forget(l);
 	l->kind = KEEPER_FREE;
 	l->object = NULL;
@@ -119,6 +174,8 @@ static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix
 	}
 	sk->keeper_slot = slot;
 	sk->keeper_clean = false;
+	/* by its number from now on */
+	tell_handled();
 	return true;
 }
 
@@ -211,6 +268,7 @@ bool keeper_detach_tls(SBuf *sbuf)
 	sk->keeper_unheld = keeper_local[slot].token;
 	sk->keeper_slot = 0;
 	sk->keeper_clean = false;
+	tell_handled();
 	keeper_drop_slot(slot);
 	return true;
 }
@@ -244,7 +302,7 @@ void keeper_doom(PgSocket *sk, bool notify, const char *sqlstate, const char *re
 	keeper_mark(sk);
 }
 
-void keeper_mark_clean(PgSocket *sk)
+static inline void mark(PgSocket *sk)
 {
 	uint32_t slot = sk->keeper_slot;
 
@@ -256,32 +314,16 @@ void keeper_mark_clean(PgSocket *sk)
 	keeper_prefetch(slot);
 }
 
+void keeper_mark_clean(PgSocket *sk)
+{
+	PgSocket *link = sk->link;
+
+	mark(sk);
+	if (link && link->keeper_clean)
+		mark(link);
+}
+
 void keeper_unsettle(PgSocket *sk)
 {
 	keeper_local[sk->keeper_slot].calm = false;
-}
-
-/*
- * Callbacks within callbacks: what comes after the inner one is the outer
- * one's again.
- */
-
-#define MAX_NESTED	16
-
-static uint64_t outer[MAX_NESTED];
-
-void keeper_handles_inner(void)
-{
-	unsigned depth = keeper_store.handling - 2;
-
-	if (depth < MAX_NESTED)
-		outer[depth] = keeper_store.header->handled;
-}
-
-void keeper_handles_outer(void)
-{
-	unsigned depth = keeper_store.handling - 1;
-
-	if (depth < MAX_NESTED)
-		keeper_store.header->handled = outer[depth];
 }

@@ -48,13 +48,13 @@ void keeper_iobuf_free(SBuf *sbuf, IOBuf *io);
 void keeper_iobuf_resync(SBuf *sbuf, unsigned small_pkt);
 /* defined in sbuf.c, for adoption: wait for data again; go on as if a system call had just returned */
 bool sbuf_adopt_wait(SBuf *sbuf) _MUSTCHECK;
-void sbuf_adopt_resume(SBuf *sbuf);
+void sbuf_adopt_resume(SBuf *sbuf, bool do_recv);
 
 /*
  * objects.c, server.c, client.c, janitor.c, proto.c
  */
 
-/* for keeper_mark() alone */
+/* mark it and its link: for those who have looked whether it is clean */
 void keeper_mark_clean(PgSocket *sk);
 
 /* sk may be NULL; keeper_clean: its slot is not marked yet */
@@ -64,38 +64,19 @@ static inline void keeper_mark(PgSocket *sk)
 		keeper_mark_clean(sk);
 }
 
-/* for those around callbacks alone: one begins within another, one within another has returned */
-void keeper_handles_inner(void);
+/* whose event is handled, as the header says: NULL for nobody's, or not to be relied on any more */
+extern PgSocket *keeper_handled;
+/* for those around callbacks alone: another socket's begins; one within another has returned */
+void keeper_handles(PgSocket *sk);
 void keeper_handles_outer(void);
-
-/* who is to blame should we crash */
-static inline void keeper_handles(PgSocket *sk)
-{
-	if (!keeper_store.header)
-		return;
-	if (unlikely(keeper_store.handling++ > 0))
-		keeper_handles_inner();
-	keeper_store.header->handled = sk->keeper_slot ? sk->keeper_slot : sk->keeper_unheld | KEEPER_HANDLED_TOKEN;
-}
-
-/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
-static inline void keeper_handled(void)
-{
-	if (keeper_store.header && unlikely(--keeper_store.handling > 0))
-		keeper_handles_outer();
-}
-
 /* what comes now is no socket's event */
-static inline void keeper_handles_nobody(void)
-{
-	if (keeper_store.header)
-		keeper_store.header->handled = 0;
-}
+void keeper_handles_nobody(void);
 
 /*
- * Around every protocol callback: what it may change is marked.  Marking too
- * much is safe; a nested act may commit, and thereby unmark, what the outer
- * callback is going to change.
+ * Around every protocol callback: who is to blame should we crash, and what may
+ * change is marked.  Marking too much is safe; a nested act may commit, and
+ * thereby unmark, what the outer callback is going to change.  Who is marked
+ * has a marked link, so one look is enough.
  */
 
 /* more may have changed than what every commit writes */
@@ -105,9 +86,11 @@ static inline void keeper_before_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	keeper_handles(sk);
-	keeper_mark(sk);
-	keeper_mark(sk->link);
+	keeper_store.handling++;
+	if (unlikely(keeper_handled != sk))
+		keeper_handles(sk);
+	if (unlikely(sk->keeper_clean))
+		keeper_mark_clean(sk);
 	if (event == SBUF_EV_FLUSH)
 		sk->keeper_flush_due = false;
 	/* a part of a packet that is buffered whole */
@@ -115,13 +98,28 @@ static inline void keeper_before_proto(SBuf *sbuf, int event)
 		keeper_unsettle(sk);
 }
 
-static inline void keeper_after_proto(SBuf *sbuf)
+/* whose bytes are to leave when the callbacks have returned, or 0 */
+extern uint32_t keeper_handed;
+void keeper_send_handed_now(void);
+
+static inline void keeper_send_handed(void)
+{
+	if (keeper_handed)
+		keeper_send_handed_now();
+}
+
+static inline void keeper_after_proto(SBuf *sbuf, int event)
 {
 	PgSocket *sk = container_of(sbuf, PgSocket, sbuf);
 
-	keeper_handled();
-	keeper_mark(sk);
-	keeper_mark(sk->link);
+	/* the outermost one's bytes are still dealt with: until another event, or the loop's end */
+	if (unlikely(--keeper_store.handling > 0))
+		keeper_handles_outer();
+	if (unlikely(sk->keeper_clean))
+		keeper_mark_clean(sk);
+	/* the last callback of an event */
+	if (event == SBUF_EV_FLUSH)
+		keeper_send_handed();
 }
 
 /* accept_client() has a socket: give it its slot before its first act */

@@ -15,6 +15,9 @@
 /* totals of SHOW STATS are recorded so often, microseconds */
 #define STATISTICS_PERIOD	(1 * USEC)
 
+/* the hanger's watchdog sees that we live, microseconds */
+#define BEAT_PERIOD		(10 * 1000)
+
 /* the janitor's first round after an adoption: when all have been heard, microseconds */
 #define MAINTAIN_AFTER		(50 * 1000)
 
@@ -153,10 +156,11 @@ static uint32_t work_on_pending(uint32_t *closing)
 				       && get_cached_time() - l->closing_since > CLOSING_PATIENCE;
 
 			if (!gave_up) {
-				keeper_pend(slot);
+				if (l->kind == KEEPER_CLOSING || !keeper_outbox_wait(slot))
+					keeper_pend(slot);
 				continue;
 			}
-			keeper_outbox_drop(l);
+			keeper_outbox_drop(slot);
 		}
 		if (l->kind == KEEPER_CLOSING)
 			closing[n_closing++] = slot;
@@ -219,6 +223,7 @@ void keeper_settle(void)
 {
 	/* who hears that he is closed may come again at once, and must not be counted twice then */
 	reuse_just_freed_objects();
+	keeper_send_handed();
 	finish_pending();
 	if (keeper_store.n_dirty)
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
@@ -233,16 +238,16 @@ void keeper_commit_at_loop_end(void)
  * What happened since the last commit can be done again from it, so a commit
  * here is for those who look (and gives back what was freed): not each loop.
  */
-static bool commit_is_due(void)
+static bool commit_is_due(usec_t now)
 {
 	static uint64_t last_epoch;
 	static usec_t last_commit;
 
 	if (keeper_store.epoch != last_epoch) {
 		last_epoch = keeper_store.epoch;
-		last_commit = get_cached_time();
+		last_commit = now;
 	}
-	return at_once || get_cached_time() >= last_commit + LAZY_PERIOD
+	return at_once || now - last_commit >= LAZY_PERIOD
 	       || keeper_store.n_free_slot < LOW || keeper_store.n_free_iobuf < LOW
 	       || keeper_store.n_freed_blob > MANY_FREED;
 }
@@ -299,11 +304,13 @@ void keeper_beat(void)
 			 (uint64_t)now.tv_sec * USEC + now.tv_nsec / 1000, __ATOMIC_RELAXED);
 }
 
-/* how full the ledger is: for those who watch it, who cannot know what is free */
+/* how full the ledger is: for those who watch it, who cannot know what is free; and ids of who is not in it */
 static void tell_usage(void)
 {
 	struct KeeperHeader *header = keeper_store.header;
 
+	header->query_id = next_unique_query_id;
+	header->socket_id = last_pgsocket_id;
 	header->used_slots = header->slots - keeper_store.n_free_slot;
 	header->used_iobufs = keeper_store.iobufs - keeper_store.n_free_iobuf;
 	header->used_units = header->units - keeper_store.free_units;
@@ -311,30 +318,35 @@ static void tell_usage(void)
 
 void keeper_loop_end(void)
 {
-	static usec_t statistics_due;
+	static usec_t last_statistics, last_beat;
+	usec_t now;
 
 	if (!keeper_on)
 		return;
+	now = get_cached_time();
 	keeper_handles_nobody();
+	keeper_send_handed();
 	forward_to_peers();
 	finish_pending();
 	first_loop = false;
-	if (get_cached_time() >= statistics_due) {
-		statistics_due = get_cached_time() + STATISTICS_PERIOD;
+	/* differences: the clock may be set back */
+	if (now - last_statistics >= STATISTICS_PERIOD) {
+		last_statistics = now;
 		keeper_mark_pools();
 		if (keeper_store.n_free_slot < LOW)
 			make_room();
 	}
-	keeper_store.header->query_id = next_unique_query_id;
-	keeper_store.header->socket_id = last_pgsocket_id;
 	if (keeper_store.n_dirty) {
-		if (commit_is_due())
+		if (commit_is_due(now)) {
 			keeper_commit(KEEPER_ACT_NONE, 0, 0);
-		else
+			tell_usage();
+		} else {
 			commit_soon();
+		}
 		at_once = false;
 	}
-
-	tell_usage();
-	keeper_beat();
+	if (now - last_beat >= BEAT_PERIOD) {
+		last_beat = now;
+		keeper_beat();
+	}
 }

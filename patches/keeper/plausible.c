@@ -27,6 +27,16 @@ static bool outbox_ok(const struct KeeperCopy *c)
 	       && c->outbox_len <= keeper_blob_capacity(keeper_store_blob(&keeper_store, c->outbox));
 }
 
+/* bytes that are to be sent to it, and are not its own */
+static bool handed_ok(const struct KeeperCopy *c)
+{
+	if (!(c->flags & KEEPER_F_HANDED))
+		return true;
+	return keeper_store.format >= KEEPER_FORMAT_HANDED && c->io && c->io <= keeper_store.header->iobufs
+	       && c->io_done < c->io_recv && c->io_parse == c->io_done && c->io_recv <= keeper_store.header->pkt_buf
+	       && !(c->flags & KEEPER_F_UNIX);
+}
+
 /* slots of these kinds hold nothing but what is named here */
 static bool rest_is_zero(const struct KeeperCopy *c)
 {
@@ -40,7 +50,12 @@ static bool rest_is_zero(const struct KeeperCopy *c)
 		expected.token = c->token;
 		expected.rx = c->rx;
 		expected.tx = c->tx;
-		expected.flags = c->flags & KEEPER_F_UNIX;
+		expected.flags = c->flags & (KEEPER_F_UNIX | KEEPER_F_HANDED);
+		if (c->flags & KEEPER_F_HANDED) {
+			expected.io = c->io;
+			expected.io_done = expected.io_parse = c->io_done;
+			expected.io_recv = c->io_recv;
+		}
 		expected.outbox = c->outbox;
 		expected.outbox_done = c->outbox_done;
 		expected.outbox_len = c->outbox_len;
@@ -56,6 +71,8 @@ static bool stream_ok(const struct KeeperCopy *c)
 
 	if (c->io > keeper_store.header->iobufs || (!c->io && c->io_recv)
 	    || c->io_done > c->io_parse || c->io_parse > c->io_recv || c->io_recv > keeper_store.header->pkt_buf)
+		return false;
+	if (!handed_ok(c))
 		return false;
 	if (c->pkt_action > KEEPER_ACTION_CALL || (c->pkt_remain && !c->pkt_action) || c->skip_remain > c->pkt_remain)
 		return false;
@@ -145,7 +162,7 @@ bool keeper_plausible(const struct KeeperCopy *c, uint32_t slot)
 	case KEEPER_SERVER:
 		break;
 	case KEEPER_CLOSING:
-		return c->token && rest_is_zero(c);
+		return c->token && handed_ok(c) && rest_is_zero(c);
 	case KEEPER_POOL:
 	case KEEPER_USER:
 	case KEEPER_GLOBAL:

@@ -324,6 +324,17 @@ void keeper_adopt_local(uint32_t slot)
 		l->outbox_done = c->outbox_done;
 		l->outbox_len = c->outbox_len;
 	}
+	if (a->handed) {
+		if (keeper_store_keep_iobuf(&keeper_store, a->handed)) {
+			((IOBuf *)keeper_store_iobuf(&keeper_store, a->handed))->keeper_number = 0;
+			l->is_handed = true;
+			l->handed = a->handed;
+			l->handed_done = a->handed_done;
+			l->handed_end = a->handed_end;
+		} else {
+			keeper_lose(slot, KEEPER_LOST_DAMAGED);
+		}
+	}
 	if (c->io) {
 		if (keeper_store_keep_iobuf(&keeper_store, c->io))
 			a->iobuf = c->io;

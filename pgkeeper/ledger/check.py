@@ -160,7 +160,8 @@ class _Checker:
     def check_iobufs(self) -> None:
         owners: dict[int, int] = {}
         for slot, copy in self.copies.items():
-            if copy.io:
+            # What was handed on may have left, and its IOBuf be another's: only the kernel knows.
+            if copy.io and not copy.flags & Flag.HANDED:
                 if copy.io in owners:
                     self.report(slot, f"IOBuf {copy.io} is also slot {owners[copy.io]}'s")
                 owners[copy.io] = slot
@@ -247,5 +248,7 @@ def usage(view: LedgerView) -> Usage:
         first = checker.findings[0]
         raise LedgerDamaged(first.slot, first.what)
     kinds = Counter(copy.kind for copy in checker.copies.values())
-    iobufs = {copy.io for copy in checker.copies.values() if copy.io}
+    iobufs = {
+        copy.io for copy in checker.copies.values() if copy.io and not copy.flags & Flag.HANDED
+    }
     return Usage(dict(kinds), len(iobufs), len(checker.units))
