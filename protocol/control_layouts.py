@@ -94,7 +94,7 @@ HELLO = Layout(
     ),
 )
 WELCOME = Layout("KeeperWelcome", record(incarnation=U64, generation=U64, held=U32, pad=U32))
-SOCKET = Layout("KeeperSockets.socket", record(token=U64, unix_socket=U32, pad=U32))
+SOCKET = Layout("KeeperSockets.socket", record(token=U64, unix_socket=U32, fresh=U32))
 SOCKETS = Layout("KeeperSockets", record(count=U32, pad=U32, socket=array(BATCH, SOCKET)))
 TOKENS = Layout("KeeperTokens", record(count=U32, pad=U32, token=array(BATCH, U64)))
 UNHELD = Layout("KeeperUnheld", record(token=U64, reason=U32, server=U32))

@@ -29,6 +29,7 @@ _TOKEN = struct.Struct("=Q")
 _UNIX = struct.Struct("=I")
 #: `layouts.SOCKET`, without names: all sockets go through it while nobody serves.
 _SOCKET = struct.Struct("=QII")
+_ONE = _COUNTED.pack(1, 0)
 
 
 class Body:
@@ -199,21 +200,32 @@ class Sockets(_Sockets):
 
 @dataclass(frozen=True, slots=True)
 class Client(Body):
-    """The hanger accepted a new client.  Descriptor: its socket."""
+    """The hanger accepted a new client.  Descriptor: its socket.
+
+    `fresh` says that nothing was read from it or written to it since, so that pgbouncer need not
+    ask the kernel how much.
+    """
 
     TYPE: ClassVar = MessageType.CLIENT
 
     socket: HeldSocket
+    fresh: bool = False
 
     def build(self) -> bytes:
-        return _build_counted([self.socket.build()])
+        return self.body(self.socket.token, unix=self.socket.unix, fresh=self.fresh)
+
+    @staticmethod
+    def body(token: int, *, unix: bool, fresh: bool) -> bytes:
+        """What `build` gives, without an object."""
+        return _ONE + _SOCKET.pack(token, unix, fresh)
 
     @classmethod
     def parse(cls, body: bytes) -> Self:
         entries = _parse_counted(body, layouts.SOCKET.size)
         if len(entries) != 1:
             raise InvalidValueError("one client a message", length=len(entries), field="count")
-        return cls(HeldSocket.parse(entries[0]))
+        fresh = _SOCKET.unpack(entries[0])[2]
+        return cls(HeldSocket.parse(entries[0]), _flag(fresh, "fresh"))
 
     def descriptors(self) -> range:
         return range(1, 2)

@@ -83,7 +83,7 @@ struct KeeperSockets {
 	struct {
 		uint64_t token;
 		uint32_t unix_socket;
-		uint32_t pad;
+		uint32_t fresh;	/* CLIENT: 1: nothing was read from it or written to it since accept(2) */
 	} socket[KEEPER_BATCH];	/* only count of them are sent */
 };
 

@@ -237,7 +237,7 @@ static void add_held(uint64_t token, int fd, bool is_unix)
 	n_held++;
 }
 
-static void new_client(uint64_t token, int fd, bool is_unix)
+static void new_client(uint64_t token, int fd, bool is_unix, bool fresh)
 {
 	if (cf_shutdown) {
 		/* upstream no longer listens then */
@@ -246,9 +246,11 @@ static void new_client(uint64_t token, int fd, bool is_unix)
 		return;
 	}
 	keeper_accept_token = token;
+	keeper_accept_fresh = fresh;
 	if (!accept_client(fd, is_unix))
 		log_debug("keeper: a client left before it could be accepted");
 	keeper_accept_token = 0;
+	keeper_accept_fresh = false;
 }
 
 /* a new hanger knows nothing: hand over duplicates of everything */
@@ -326,7 +328,7 @@ static void freeze(const struct KeeperFreeze *wish)
 	reset_time_cache();
 	/* who came meanwhile */
 	for (i = 0; i < n_held; i++)
-		new_client(held[i].token, held[i].fd, held[i].is_unix);
+		new_client(held[i].token, held[i].fd, held[i].is_unix, false);
 	n_held = 0;
 }
 
@@ -463,7 +465,8 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		if (n_fds != 1)
 			break;
 		if (adopted && !frozen)
-			new_client(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
+			new_client(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket,
+				   m.sockets.socket[0].fresh);
 		else
 			add_held(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
 		return;

@@ -128,6 +128,8 @@ void keeper_write_in_format(uint32_t format);
 void keeper_local_setup(void);
 /* token for the next accept_client() */
 extern uint64_t keeper_accept_token;
+/* ... which has carried nothing yet: its kernel's figures are known to be 0 */
+extern bool keeper_accept_fresh;
 
 /*
  * crash.c

@@ -12,6 +12,7 @@ static uint8_t nobody = KEEPER_MARKED;
 struct KeeperStore keeper_store = { .place = &nobody };
 struct KeeperLocal *keeper_local;
 uint64_t keeper_accept_token;
+bool keeper_accept_fresh;
 
 void keeper_local_setup(void)
 {
@@ -146,7 +147,7 @@ void keeper_drop_slot(uint32_t slot)
 	keeper_store_free_slot(&keeper_store, slot);
 }
 
-static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix, uint64_t token)
+static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix, uint64_t token, bool fresh)
 {
 	struct KeeperSlot *shared;
 	struct KeeperLocal *l;
@@ -167,7 +168,7 @@ static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix
 	if (!is_unix) {
 		/* urgent data would be counted, but not read */
 		setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof(on));
-		if (!keeper_figures(fd, &shared->base_rx, &shared->base_tx)) {
+		if (!fresh && !keeper_figures(fd, &shared->base_rx, &shared->base_tx)) {
 			keeper_drop_slot(slot);
 			return false;
 		}
@@ -179,11 +180,11 @@ static bool bind_socket(PgSocket *sk, enum KeeperKind kind, int fd, bool is_unix
 	return true;
 }
 
-static bool bind_client(PgSocket *client, int fd, bool is_unix, uint64_t token)
+static bool bind_client(PgSocket *client, int fd, bool is_unix, uint64_t token, bool fresh)
 {
 	if (token > keeper_store.watermark)
 		keeper_store.watermark = token;
-	if (bind_socket(client, KEEPER_CLIENT, fd, is_unix, token))
+	if (bind_socket(client, KEEPER_CLIENT, fd, is_unix, token, fresh))
 		return true;
 	client->keeper_unheld = token;
 	return false;
@@ -192,14 +193,15 @@ static bool bind_client(PgSocket *client, int fd, bool is_unix, uint64_t token)
 void keeper_attach_client(PgSocket *client, int fd, bool is_unix)
 {
 	uint64_t token = keeper_accept_token;
-	bool from_hanger = token != 0;
+	bool from_hanger = token != 0, fresh = keeper_accept_fresh;
 
 	if (!keeper_on)
 		return;
 	keeper_accept_token = 0;
+	keeper_accept_fresh = false;
 	if (!from_hanger)
 		token = keeper_store.watermark + 1;
-	if (!bind_client(client, fd, is_unix, token)) {
+	if (!bind_client(client, fd, is_unix, token, fresh)) {
 		slog_warning(client, "keeper: the ledger is full, this client is not held");
 		keeper_hanger_unheld(token, KEEPER_UNHELD_LEDGER_FULL, false);
 	} else if (!from_hanger && keeper_hanger_connected()) {
@@ -221,7 +223,7 @@ void keeper_attach_server(PgSocket *server)
 		reason = KEEPER_UNHELD_TLS;
 	} else if (keeper_hanger_connected() && !keeper_hanger_register(token, fd, is_unix)) {
 		reason = KEEPER_UNHELD_HANGER_BUSY;
-	} else if (bind_socket(server, KEEPER_SERVER, fd, is_unix, token)) {
+	} else if (bind_socket(server, KEEPER_SERVER, fd, is_unix, token, false)) {
 		if (server->sbuf.io && server->sbuf.io->keeper_number)
 			keeper_iobuf_owner(server->sbuf.io->keeper_number, server);
 		/* if no client waits for it, nothing else commits it */

@@ -25,20 +25,24 @@
 #define TUNE_AT_ONCE		64
 #define TUNE_AFTER		(10 * 1000)
 
-/* without an act, changes are committed after so long, microseconds */
+/* without an act, changes are committed after so long, and the hanger told of closed sockets, microseconds */
 #define LAZY_PERIOD		(50 * 1000)
 /* ... or when so few are left to be given out, or so many wait to be */
 #define LOW			16
 #define MANY_FREED		256
 
 static uint32_t *pending, n_pending;
+/* closed, but the hanger was not told yet that it may close its duplicates */
+static uint32_t *untold, n_untold;
+static usec_t untold_since;
 static struct event retry_event, lazy_event, tune_event;
 static bool retrying, lazy, at_once;
 
 void keeper_loop_setup(void)
 {
 	pending = calloc(keeper_store.header->slots + 1, sizeof(*pending));
-	if (!pending)
+	untold = calloc(keeper_store.header->slots + 1, sizeof(*untold));
+	if (!pending || !untold)
 		die("keeper: out of memory");
 }
 
@@ -62,7 +66,7 @@ static void lazy_cb(evutil_socket_t sock, short flags, void *arg)
 }
 
 /* a loop in which nothing happens would not end before the janitor's next round */
-static void commit_soon(void)
+static void end_loop_soon(void)
 {
 	static struct timeval period = { 0, LAZY_PERIOD };
 
@@ -170,16 +174,18 @@ static uint32_t work_on_pending(uint32_t *closing)
 
 static void finish_closing(const uint32_t *closing, uint32_t n)
 {
-	uint64_t tokens[KEEPER_BATCH];
-	uint32_t i, done, batch;
+	uint32_t i;
 
 	if (!n)
 		return;
 	/* true for all of them: nothing left to send, about to be closed */
 	keeper_commit(KEEPER_ACT_CLOSE, closing[0], 0);
+	if (!n_untold)
+		untold_since = get_cached_time();
 	for (i = 0; i < n; i++) {
 		struct KeeperLocal *l = &keeper_local[closing[i]];
 
+		untold[n_untold++] = closing[i];
 		if (l->fd < 0)
 			continue;
 		/* the hanger's duplicate would keep close() from telling the peer */
@@ -187,19 +193,36 @@ static void finish_closing(const uint32_t *closing, uint32_t n)
 		safe_close(l->fd);
 		l->fd = -1;
 	}
-	for (done = 0; done < n; done += batch) {
-		batch = n - done < KEEPER_BATCH ? n - done : KEEPER_BATCH;
+}
+
+/*
+ * The peer has seen our FIN, so nobody waits for the end of the hanger's
+ * duplicate: one message for many, since each costs the hanger as much as an
+ * accepted client.  Until then the slot stays, and a successor closes again.
+ */
+static void tell_closed(void)
+{
+	uint64_t tokens[KEEPER_BATCH];
+	uint32_t i, done, batch;
+
+	for (done = 0; done < n_untold; done += batch) {
+		batch = n_untold - done < KEEPER_BATCH ? n_untold - done : KEEPER_BATCH;
 		for (i = 0; i < batch; i++)
-			tokens[i] = keeper_local[closing[done + i]].token;
-		if (keeper_hanger_connected() && !keeper_hanger_release(tokens, batch, false)) {
-			/* its queue is full: say it again later */
-			for (i = done; i < n; i++)
-				keeper_pend(closing[i]);
-			return;
-		}
+			tokens[i] = keeper_local[untold[done + i]].token;
+		/* if its queue is full, say it again later */
+		if (keeper_hanger_connected() && !keeper_hanger_release(tokens, batch, false))
+			break;
 		for (i = 0; i < batch; i++)
-			keeper_drop_slot(closing[done + i]);
+			keeper_drop_slot(untold[done + i]);
 	}
+	n_untold -= done;
+	memmove(untold, untold + done, n_untold * sizeof(*untold));
+}
+
+static bool tell_is_due(void)
+{
+	return n_untold >= KEEPER_BATCH || keeper_store.n_free_slot < KEEPER_BATCH
+	       || get_cached_time() - untold_since >= LAZY_PERIOD || !keeper_hanger_connected();
 }
 
 static void finish_pending(void)
@@ -225,6 +248,7 @@ void keeper_settle(void)
 	reuse_just_freed_objects();
 	keeper_send_handed();
 	finish_pending();
+	tell_closed();
 	if (keeper_store.n_dirty)
 		keeper_commit(KEEPER_ACT_NONE, 0, 0);
 }
@@ -328,6 +352,10 @@ void keeper_loop_end(void)
 	keeper_send_handed();
 	forward_to_peers();
 	finish_pending();
+	if (n_untold && tell_is_due())
+		tell_closed();
+	if (n_untold)
+		end_loop_soon();
 	first_loop = false;
 	/* differences: the clock may be set back */
 	if (now - last_statistics >= STATISTICS_PERIOD) {
@@ -341,7 +369,7 @@ void keeper_loop_end(void)
 			keeper_commit(KEEPER_ACT_NONE, 0, 0);
 			tell_usage();
 		} else {
-			commit_soon();
+			end_loop_soon();
 		}
 		at_once = false;
 	}

@@ -78,6 +78,19 @@ class BouncerLink:
         """Send now or as soon as the peer has room; `fds` stay the caller's and must stay open."""
         self.send_later(lambda: (message, fds))
 
+    def send_now(self, datagram_: bytes, fd: int) -> bool:
+        """Send a message that is encoded already; False if that is not possible at once.
+
+        Then nothing has been sent, and `send_later` is for it.
+        """
+        if self.closed or self._queue:
+            return False
+        try:
+            datagram.send(self._connection, datagram_, (fd,))
+        except OSError:
+            return False
+        return True
+
     def send_later(self, builder: Builder) -> None:
         """Like `send`, with a message that is made when its turn comes.
 

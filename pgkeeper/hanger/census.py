@@ -36,7 +36,10 @@ class Census:
     @property
     def owner(self) -> Process | None:
         """The one that may touch ledger and sockets, alive or not yet known to be dead."""
-        return next((process for process in self._processes if process.owner), None)
+        for process in self._processes:  # each new client asks: no generator
+            if process.owner:
+                return process
+        return None
 
     @property
     def successor(self) -> Process | None:
@@ -75,7 +78,10 @@ class Census:
 
     def by_link(self, link: BouncerLink) -> Process | None:
         """Whose connection this is."""
-        return next((process for process in self._processes if process.link is link), None)
+        for process in self._processes:
+            if process.link is link:
+                return process
+        return None
 
     def child_waiting_for(self, pid: int) -> Process | None:
         """The child of that pid, if it has not introduced itself yet."""

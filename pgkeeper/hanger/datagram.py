@@ -23,6 +23,14 @@ __all__ = ["Datagram", "close_all", "receive", "send"]
 _INT: Final = array.array("i").itemsize
 # One more than a message may have, so that too many are seen as such and not as MSG_CTRUNC.
 _CONTROL: Final = socket.CMSG_SPACE((BATCH + 1) * _INT)
+# Plain numbers, put together once: those of `socket` are enumerations, whose operators are Python
+# and take as long as the system call.
+_SENDING: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_RECEIVING: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_CUT: Final = int(socket.MSG_TRUNC)
+_RIGHTS_CUT: Final = int(socket.MSG_CTRUNC)
+_LEVEL: Final = int(socket.SOL_SOCKET)
+_RIGHTS: Final = int(socket.SCM_RIGHTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +53,16 @@ class Datagram:
 
 def receive(connection: socket.socket) -> Datagram:
     """Take one message.  Raises BlockingIOError if there is none, OSError as recvmsg(2) does."""
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    data, ancillary, got, _ = connection.recvmsg(MESSAGE_MAX + 1, _CONTROL, flags)
+    data, ancillary, got, _ = connection.recvmsg(MESSAGE_MAX + 1, _CONTROL, _RECEIVING)
     fds = array.array("i")
     for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+        if level == _LEVEL and kind == _RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % _INT])
     return Datagram(
         data,
         tuple(fds),
-        cut=bool(got & socket.MSG_TRUNC),
-        fds_cut=bool(got & socket.MSG_CTRUNC),
+        cut=bool(got & _CUT),
+        fds_cut=bool(got & _RIGHTS_CUT),
     )
 
 
@@ -65,8 +72,8 @@ def send(connection: socket.socket, data: bytes, fds: Sequence[int] = ()) -> Non
     Raises BlockingIOError if the peer's queue is full, OSError as sendmsg(2) does: ETOOMANYREFS if
     too many descriptors are under way, EPIPE or ECONNRESET if the peer is gone.
     """
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    connection.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    rights = [(_LEVEL, _RIGHTS, array.array("i", fds))] if fds else []
+    connection.sendmsg([data], rights, _SENDING)
 
 
 def close_all(fds: Iterable[int]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from protocol.control import Client, Sockets
+from protocol.control import Client, Sockets, encode_client
 
 if TYPE_CHECKING:
     from pgkeeper.hanger.bouncer_link import BouncerLink
-    from pgkeeper.hanger.vault import Vault
+    from pgkeeper.hanger.vault import Held, Vault
     from protocol.control import Message
 
 __all__ = ["send_client", "send_sockets"]
@@ -25,9 +25,13 @@ def send_sockets(link: BouncerLink, vault: Vault) -> None:
         link.send_later(functools.partial(_sockets, vault, tokens))
 
 
-def send_client(link: BouncerLink, vault: Vault, token: int) -> None:
-    """Send a client that was accepted."""
-    link.send_later(functools.partial(_client, vault, token))
+def send_client(link: BouncerLink, vault: Vault, held: Held, *, fresh: bool) -> None:
+    """Send a client that was accepted: at once as a rule, and then without a queue's overhead.
+
+    `fresh`: nothing was read from it or written to it.
+    """
+    if not link.send_now(encode_client(held.token, unix=held.unix, fresh=fresh), held.fd):
+        link.send_later(functools.partial(_client, vault, held.token))
 
 
 def _sockets(vault: Vault, tokens: tuple[int, ...]) -> tuple[Message, tuple[int, ...]] | None:

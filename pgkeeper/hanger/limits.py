@@ -63,18 +63,17 @@ def raise_descriptor_limit(max_client_conn: int) -> int:
 
 
 class Room:
-    """Whether one more client can be held."""
+    """How many more clients can be held."""
 
     def __init__(self, max_client_conn: int) -> None:
         self.max_client_conn = max_client_conn
 
-    def for_client(self, vault: Vault, *, down: bool) -> bool:
-        """Whether `vault` may take one.
+    def for_clients(self, vault: Vault, *, down: bool) -> int:
+        """How many `vault` may take; 0 or less: none.
 
         pgbouncer itself refuses clients beyond max_client_conn; while it is `down` we keep those
         waiting in the kernel's queue.  Descriptors for what pgbouncer registers are kept free.
         """
-        if down and vault.clients >= self.max_client_conn:
-            return False
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return len(vault) + min(RESERVE, soft // 4) < soft
+        room = soft - min(RESERVE, soft // 4) - len(vault)
+        return min(room, self.max_client_conn - vault.clients) if down else room

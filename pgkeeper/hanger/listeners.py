@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 from enum import Enum
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pgkeeper.config import BouncerIni
     from pgkeeper.hanger.addresses import Address
     from pgkeeper.hanger.fdstore import FdStore
+
+    _Waiting = Callable[[int], list[tuple[int, int]]]
 
 __all__ = ["Listeners", "Pause"]
 
@@ -69,18 +72,19 @@ class Pause(Enum):
 class Listeners:
     """Accepts clients and gives each to `on_client`: raw descriptor, whether it is Unix, address.
 
-    `has_room` is asked before each accept; when it says no, accepting pauses until `retry`.
+    `room_left` says how many it may accept, and is asked before each burst; when it says none,
+    accepting pauses until `retry`.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         on_client: Callable[[int, bool, str], None],
-        has_room: Callable[[], bool],
+        room_left: Callable[[], int],
     ) -> None:
         self._loop = loop
         self._on_client = on_client
-        self._has_room = has_room
+        self._room_left = room_left
         self._sockets: list[socket.socket] = []
         self._files: dict[str, tuple[int, int]] = {}
         self._pauses = {Pause.NOT_OPEN}
@@ -152,7 +156,7 @@ class Listeners:
         for listener in before:
             if listener not in staged:
                 for _ in range(_DRAIN):
-                    self._accept(listener)
+                    self._accept(*_watched(listener))
                 self._leave(listener)
         for number in range(len(before)):
             if self.store is not None:
@@ -230,7 +234,7 @@ class Listeners:
 
     def retry(self) -> None:
         """A place may have become free."""
-        if Pause.FULL in self._pauses and self._has_room():
+        if Pause.FULL in self._pauses and self._room_left() > 0:
             self.resume(Pause.FULL)
 
     def give_up(self) -> None:
@@ -281,16 +285,19 @@ class Listeners:
                 Path(name).unlink()
 
     def _watch(self, listener: socket.socket) -> None:
-        self._loop.add_reader(listener, self._accept, listener)
+        self._loop.add_reader(listener, self._accept, *_watched(listener))
 
-    def _accept(self, listener: socket.socket) -> None:
-        unix = listener.family == socket.AF_UNIX
-        for _ in range(_BURST):
-            if self._pauses:
-                return
-            if not self._has_room():
-                log.warning(HangerEvent.ACCEPT_PAUSED, reason=Pause.FULL.value)
-                self.pause(Pause.FULL)
+    def _accept(self, listener: socket.socket, unix: bool, waiting: _Waiting) -> None:
+        if self._pauses:
+            return
+        room = self._room_left()
+        if room <= 0:
+            log.warning(HangerEvent.ACCEPT_PAUSED, reason=Pause.FULL.value)
+            self.pause(Pause.FULL)
+            return
+        for number in range(min(room, _BURST)):
+            # An accept(2) that finds nobody costs as much as one that does, a poll(2) a tenth.
+            if number and (self._pauses or not waiting(0)):
                 return
             try:
                 client, address = accept(listener)
@@ -310,6 +317,13 @@ class Listeners:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(_EXHAUSTED_FOR, self.resume, Pause.EXHAUSTED)
+
+
+def _watched(listener: socket.socket) -> tuple[socket.socket, bool, _Waiting]:
+    """It, whether it is a Unix-domain socket, and what tells, given 0, whether somebody waits."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return listener, listener.family == socket.AF_UNIX, poll.poll
 
 
 def accept(listener: socket.socket) -> tuple[int, Any]:

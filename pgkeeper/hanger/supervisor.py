@@ -71,7 +71,7 @@ class Supervisor:
         self.room = Room(ini.max_client_conn)
         self.quarantine = Quarantine(loop.time, self.holdings)
         self.refusals = Refusals(loop)
-        self.listeners = Listeners(loop, self._client, self._has_room)
+        self.listeners = Listeners(loop, self._client, self._room_left)
         self.reception = Reception(loop, self.census, self.holdings, self.listeners, self)
         self.crashes = Backoff(loop, self.arrange)
         self.changing = False
@@ -349,22 +349,22 @@ class Supervisor:
 
     # clients
 
-    def _has_room(self) -> bool:
-        return self.room.for_client(self.holdings.vault, down=self.census.owner is None)
+    def _room_left(self) -> int:
+        return self.room.for_clients(self.holdings.vault, down=self.census.owner is None)
 
     def _client(self, fd: int, unix: bool, peer: str) -> None:
         error = self.quarantine.refusal(peer)
         if error is not None:
             self.refusals.refuse(fd, error, lambda canceller: self._let_in(canceller, unix, peer))
         else:
-            self._let_in(fd, unix, peer)
+            self._let_in(fd, unix, peer, fresh=True)
 
-    def _let_in(self, fd: int, unix: bool, peer: str) -> None:
+    def _let_in(self, fd: int, unix: bool, peer: str, *, fresh: bool = False) -> None:
         held = self.holdings.vault.new_client(fd, unix=unix, peer=peer)
         owner = self.census.owner
         if owner is None or owner.link is None or owner.state not in _TAKES_CLIENTS:
             return
-        send_client(owner.link, self.holdings.vault, held.token)
+        send_client(owner.link, self.holdings.vault, held, fresh=fresh)
 
     # operator's wishes
 

@@ -41,6 +41,7 @@ from protocol.control import (
     decode,
     descriptors,
     encode,
+    encode_client,
 )
 from protocol.errors import (
     BadLengthError,
@@ -132,6 +133,11 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     "no sockets": (Sockets(()), struct.pack("=II", 0, 0), 0),
     "adopt": (Adopt(4, 5, 6), struct.pack("=QQII", 4, 5, 6, 0), 0),
     "client": (Client(HeldSocket(7, unix=True)), struct.pack("=IIQII", 1, 0, 7, 1, 0), 1),
+    "fresh client": (
+        Client(HeldSocket(7), fresh=True),
+        struct.pack("=IIQII", 1, 0, 7, 0, 1),
+        1,
+    ),
     "freeze": (Freeze(4), struct.pack("=II", 4, 0), 0),
     "thaw": (Thaw(), b"", 0),
     "kill": (Kill((7,)), struct.pack("=IIQ", 1, 0, 7), 0),
@@ -155,6 +161,13 @@ def test_goldens(name: str) -> None:
 
 def test_there_is_an_example_of_every_type() -> None:
     assert {message.TYPE for message, _, _ in EXAMPLES.values()} == set(MessageType)
+
+
+@pytest.mark.parametrize("unix", [False, True])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_client_is_encoded_without_objects(unix: bool, fresh: bool) -> None:
+    message = Client(HeldSocket(7, unix), fresh)
+    assert encode_client(7, unix=unix, fresh=fresh) == encode(message)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -199,6 +212,7 @@ def test_strangers_are_refused() -> None:
         (MessageType.SOCKETS, struct.pack("=IIQII", 1, 0, 0, 0, 0)),
         (MessageType.LISTENERS, struct.pack("=III", 1, 0, 2)),
         (MessageType.CLIENT, struct.pack("=II", 0, 0)),
+        (MessageType.CLIENT, struct.pack("=IIQII", 1, 0, 7, 0, 2)),
         (MessageType.CLIENT, struct.pack("=II", 2, 0) + struct.pack("=QII", 7, 0, 0) * 2),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import socket
@@ -17,6 +18,7 @@ from pgkeeper.hanger.bouncer_link import BouncerLink, DescriptorsLostError
 from protocol.control import (
     BATCH,
     Adopt,
+    Client,
     Frozen,
     HeldSocket,
     Register,
@@ -223,6 +225,42 @@ def test_a_peer_that_does_not_read_blocks_nobody_and_misses_nothing() -> None:
                 continue
         assert got == [Adopt(number, 0, 3) for number in range(count)]
         assert wire.link.queued == 0
+
+    on_wire(act)
+
+
+def test_sent_now_or_not_at_all() -> None:
+    async def act(wire: Wire) -> None:
+        client = encode(Client(HeldSocket(7)))
+        with pipes(1) as (fd,):
+            assert wire.link.send_now(client, fd)
+            arrived = datagram.receive(wire.peer)
+            assert (arrived.data, len(arrived.fds)) == (client, 1)
+            datagram.close_all(arrived.fds)
+            while not wire.link.queued:
+                wire.link.send(Thaw())
+            # Behind what waits, not past it.
+            assert not wire.link.send_now(client, fd)
+            while wire.link.queued:
+                assert decode(datagram.receive(wire.peer).data) == Thaw()
+                await asyncio.sleep(0)
+            while wire.link.send_now(client, fd):
+                pass  # until the peer's queue is full
+            assert not wire.link.queued
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    datagram.close_all(datagram.receive(wire.peer).fds)
+            wire.link.close()
+            assert not wire.link.send_now(client, fd)
+
+    on_wire(act)
+
+
+def test_a_message_for_a_peer_that_is_gone_is_not_sent_now() -> None:
+    async def act(wire: Wire) -> None:
+        wire.peer.close()
+        with pipes(1) as (fd,):
+            assert not wire.link.send_now(encode(Client(HeldSocket(7))), fd)
 
     on_wire(act)
 

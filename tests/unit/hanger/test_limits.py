@@ -63,12 +63,14 @@ def test_room(monkeypatch: pytest.MonkeyPatch) -> None:
     Kernel(monkeypatch, RESERVE * 4 + 4, RESERVE * 4 + 4)
     vault = Vault()
     room = Room(max_client_conn=3)
-    for _ in range(3):
-        assert room.for_client(vault, down=True)
+    for left in (3, 2, 1):
+        assert room.for_clients(vault, down=True) == left
         vault.new_client(os.open("/dev/null", os.O_RDONLY), unix=False)
     # pgbouncer itself refuses clients beyond max_client_conn, with a message
-    assert not room.for_client(vault, down=True)
-    assert room.for_client(vault, down=False)
+    assert room.for_clients(vault, down=True) == 0
+    assert room.for_clients(vault, down=False) == RESERVE * 3 + 4 - 3
+    room.max_client_conn = 2  # a reload: more are held than may be
+    assert room.for_clients(vault, down=True) < 0
     vault.close_all()
 
 
@@ -76,7 +78,7 @@ def test_descriptors_for_servers_are_kept_free(monkeypatch: pytest.MonkeyPatch) 
     Kernel(monkeypatch, 40, 40)
     vault = Vault()
     room = Room(max_client_conn=100)
-    while room.for_client(vault, down=False):
+    while room.for_clients(vault, down=False) > 0:
         vault.new_client(os.open("/dev/null", os.O_RDONLY), unix=False)
     assert len(vault) == 30
     vault.close_all()
