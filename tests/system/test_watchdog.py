@@ -13,22 +13,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgkeeper.bouncer.build import source_dir
 from pgkeeper.bouncer.inspection import inspect
 from testbed import RawClient, wait_until
 from testbed.account import give
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
 from testbed.process import send
-from tests.sweep.controls.mutants import Change, Mutants
-from tests.system.wrapping import kept
+from tests.sweep.controls.mutants import Change
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from testbed import Keeper, Postgres, RunDir
     from tests.fix_keeper import MakeKeeper
+    from tests.sweep.controls.mutants import Mutants
 
 TIMEOUT = 1.0
 OPTIONS = ("--hang-timeout", f"{TIMEOUT:g}")
@@ -61,7 +59,7 @@ def test_a_pgbouncer_that_is_stopped_under_load_is_replaced(
 
 
 def test_an_endless_loop_in_one_clients_query_ends(
-    run_dir: RunDir, postgres: Postgres, patched_binary: Path
+    run_dir: RunDir, make_keeper: MakeKeeper, mutants: Mutants
 ) -> None:
     """It loops while the file is there; it is taken away once it does."""
     order = run_dir.folder("endless") / "loop"
@@ -72,23 +70,22 @@ def test_an_endless_loop_in_one_clients_query_ends(
         f'\t\tif (access("{order}", F_OK) == 0)\n\t\t\tfor (;;) {{\n\t\t\t}}\n'
         "\t\tif (cf_disable_pqexec) {",
     )
-    binary = Mutants(source_dir(), run_dir.folder("mutants-endless")).binary([loop])
-    with kept(run_dir, postgres, binary, "endless-keeper", options=OPTIONS) as keeper:
-        with RawClient(keeper.host, keeper.port) as one, RawClient(keeper.host, keeper.port) as two:
-            one.login(database="session")
-            two.login(database="session")
-            pid = keeper.bouncer_pid
-            order.touch()
-            thread = threading.Thread(target=lambda: rows.extend(one.query("SELECT 'looped'")))
-            rows: list[tuple[str | None, ...]] = []
-            thread.start()
-            wait_until(lambda: burns(pid), what="it loops")
-            order.unlink()
-            keeper.wait_active(other_than=pid)
-            thread.join(10)
-            assert rows == [("looped",)]
-            assert two.query("SELECT 'other'") == [("other",)]
-        assert keeper.status().crashes.hangs == 1
+    keeper = make_keeper(binary=mutants.binary([loop]), options=OPTIONS)
+    with RawClient(keeper.host, keeper.port) as one, RawClient(keeper.host, keeper.port) as two:
+        one.login(database="session")
+        two.login(database="session")
+        pid = keeper.bouncer_pid
+        order.touch()
+        thread = threading.Thread(target=lambda: rows.extend(one.query("SELECT 'looped'")))
+        rows: list[tuple[str | None, ...]] = []
+        thread.start()
+        wait_until(lambda: burns(pid), what="it loops")
+        order.unlink()
+        keeper.wait_active(other_than=pid)
+        thread.join(10)
+        assert rows == [("looped",)]
+        assert two.query("SELECT 'other'") == [("other",)]
+    assert keeper.status().crashes.hangs == 1
 
 
 def burns(pid: int) -> bool:
