@@ -16,309 +16,24 @@
  * does so when the round is over.  While connections are refused, the whole herd tries again
  * each millisecond, with one of them.
  */
-#define _GNU_SOURCE
+#include "herd.h"
+
 #include <arpa/inet.h>
 #include <err.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-#define LOGGING_IN	48	/* sessions at a time */
-#define REFUSED_MS	1
-#define PATIENCE_MS	60000
-#define EVENTS		256
-#define PARSE_ANSWER	5
-#define READY_ANSWER	6
-
-enum Stage { GONE, CONNECTING, LOGIN, PREPARING, AT_REST, ASKED };
-
-struct Session {
-	int fd;
-	enum Stage stage;
-	bool wants;		/* to come back if its connection ends, for an answer is due */
-	uint8_t head[5];	/* of the message that is being read */
-	unsigned n_head;
-	uint32_t left;		/* bytes of it that are still to come */
-	char got[128], expected[128];
-	unsigned n_got, n_expected;
-};
-
-struct Message {
-	char data[64 * 1024];
-	unsigned len, start;
-};
-
-static struct Session *session;
-static unsigned n_sessions, n_statements;
-static struct sockaddr_in address;
-static const char *user, *database;
-static bool returns;
-static unsigned n_returned;
-static int poll_fd;
+struct Session *session;
+unsigned n_sessions, n_statements;
+bool returns;
+int poll_fd;
 
 /* what each is asked in this round */
 static struct Message *ask;
-
-/* who has to connect again */
-static unsigned *returning, n_returning;
-static double refused_until;
-
-static double now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return ts.tv_sec * 1e3 + ts.tv_nsec / 1e6;
-}
-
-/*
- * Messages.
- */
-
-static void put(struct Message *m, const void *data, size_t len)
-{
-	if (m->len + len > sizeof(m->data))
-		errx(1, "a message is too long");
-	memcpy(m->data + m->len, data, len);
-	m->len += len;
-}
-
-static void put_string(struct Message *m, const char *string)
-{
-	put(m, string, strlen(string) + 1);
-}
-
-static void begin(struct Message *m, char type)
-{
-	if (type)
-		put(m, &type, 1);
-	m->start = m->len;
-	put(m, "\0\0\0\0", 4);
-}
-
-static void end(struct Message *m)
-{
-	uint32_t len = htonl(m->len - m->start);
-
-	memcpy(m->data + m->start, &len, sizeof(len));
-}
-
-static void transmit(unsigned i, const struct Message *m)
-{
-	unsigned done = 0;
-
-	while (done < m->len) {
-		ssize_t res = send(session[i].fd, m->data + done, m->len - done, MSG_NOSIGNAL);
-
-		if (res < 0 && returns)
-			return;	/* reading tells that it has ended */
-		if (res < 0)
-			err(1, "session %u: send", i);
-		done += res;
-	}
-}
-
-/*
- * From no connection to a session at rest.
- */
-
-/* false: refused */
-static bool enter(unsigned i)
-{
-	struct Session *s = &session[i];
-	struct epoll_event event = { .events = EPOLLIN | EPOLLOUT, .data.u32 = i };
-	int one = 1;
-
-	s->n_head = 0;
-	s->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (s->fd < 0)
-		err(1, "socket");
-	if (connect(s->fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno != EINPROGRESS) {
-		if (!returns || errno != ECONNREFUSED)
-			err(1, "session %u: connect", i);
-		close(s->fd);
-		return false;
-	}
-	setsockopt(s->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (epoll_ctl(poll_fd, EPOLL_CTL_ADD, s->fd, &event) < 0)
-		err(1, "epoll_ctl");
-	s->stage = CONNECTING;
-	return true;
-}
-
-static void log_in(unsigned i)
-{
-	static struct Message m;
-	struct Session *s = &session[i];
-	struct epoll_event event = { .events = EPOLLIN, .data.u32 = i };
-
-	epoll_ctl(poll_fd, EPOLL_CTL_MOD, s->fd, &event);
-	fcntl(s->fd, F_SETFL, 0);
-	m.len = 0;
-	begin(&m, 0);
-	put(&m, "\0\3\0\0", 4);
-	put_string(&m, "user");
-	put_string(&m, user);
-	put_string(&m, "database");
-	put_string(&m, database);
-	put(&m, "", 1);
-	end(&m);
-	transmit(i, &m);
-	s->stage = LOGIN;
-}
-
-static void prepare(unsigned i)
-{
-	static struct Message m;
-	char name[32], text[64];
-	unsigned n;
-
-	m.len = 0;
-	for (n = 0; n < n_statements; n++) {
-		snprintf(name, sizeof(name), "s%u", n);
-		snprintf(text, sizeof(text), "SELECT %u", (n + i) % n_statements);
-		begin(&m, 'P');
-		put_string(&m, name);
-		put_string(&m, text);
-		put(&m, "\0\0", 2);
-		end(&m);
-		if (m.len > sizeof(m.data) / 2) {
-			transmit(i, &m);
-			m.len = 0;
-		}
-	}
-	begin(&m, 'S');
-	end(&m);
-	transmit(i, &m);
-	session[i].stage = PREPARING;
-}
-
-/* true: ReadyForQuery has come */
-static bool read_messages(unsigned i, const uint8_t *data, size_t len)
-{
-	struct Session *s = &session[i];
-	bool is_ready = false;
-
-	while (len > 0) {
-		if (s->n_head < sizeof(s->head)) {
-			s->head[s->n_head++] = *data++;
-			len--;
-			if (s->n_head < sizeof(s->head))
-				continue;
-			s->left = ((uint32_t)s->head[1] << 24 | s->head[2] << 16 | s->head[3] << 8 | s->head[4]) - 4;
-			if (s->head[0] == 'E')
-				errx(1, "session %u: ErrorResponse: %.*s", i, (int)len, (const char *)data);
-		} else {
-			size_t part = s->left < len ? s->left : len;
-
-			data += part;
-			len -= part;
-			s->left -= part;
-		}
-		if (s->n_head == sizeof(s->head) && s->left == 0) {
-			is_ready = s->head[0] == 'Z';
-			s->n_head = 0;
-		}
-	}
-	return is_ready;
-}
-
-/* -1: nothing now */
-static ssize_t receive(unsigned i, void *data, size_t size)
-{
-	struct Session *s = &session[i];
-	ssize_t res = recv(s->fd, data, size, MSG_DONTWAIT);
-
-	if (res > 0 || (res < 0 && errno == EAGAIN))
-		return res;
-	if (!returns && res < 0)
-		err(1, "session %u: recv", i);
-	if (!returns)
-		errx(1, "session %u: the connection was closed", i);
-	close(s->fd);
-	s->stage = GONE;
-	if (s->wants)
-		returning[n_returning++] = i;
-	return -1;
-}
-
-/* true: it is at rest now */
-static bool approach(unsigned i)
-{
-	struct Session *s = &session[i];
-	uint8_t data[16384];
-	ssize_t len;
-
-	if (s->stage == CONNECTING)
-		log_in(i);
-	len = receive(i, data, sizeof(data));
-	if (len < 0 || !read_messages(i, data, len))
-		return false;
-	if (s->stage == LOGIN) {
-		prepare(i);
-		return false;
-	}
-	s->stage = AT_REST;
-	return true;
-}
-
-/* Let them connect again; milliseconds until the next try, -1: none is needed. */
-static int let_return(void)
-{
-	while (n_returning > 0) {
-		double left = refused_until - now_ms();
-
-		if (left > 0)
-			return 1 + (int)left;
-		if (!enter(returning[n_returning - 1])) {
-			refused_until = now_ms() + REFUSED_MS;
-			continue;
-		}
-		n_returning--;
-		n_returned++;
-	}
-	return -1;
-}
-
-static void set_up(void)
-{
-	struct epoll_event event[EVENTS];
-	unsigned n_begun = 0, n_done = 0;
-	double told = now_ms();
-
-	while (n_done < n_sessions) {
-		int n, k;
-
-		while (n_begun < n_sessions && n_begun < n_done + LOGGING_IN)
-			enter(n_begun++);
-		n = epoll_wait(poll_fd, event, EVENTS, PATIENCE_MS);
-		if (n <= 0)
-			errx(1, "no answer while %u of %u sessions were ready", n_done, n_sessions);
-		for (k = 0; k < n; k++)
-			n_done += approach(event[k].data.u32);
-		if (now_ms() > told + 1000) {
-			told = now_ms();
-			fprintf(stderr, "\r%u of %u sessions have their statements", n_done, n_sessions);
-		}
-	}
-	fprintf(stderr, "\r%*s\r", 60, "");
-}
-
-/*
- * Rounds.
- */
 
 static int by_size(const void *a, const void *b)
 {
@@ -336,32 +51,32 @@ static void expect(unsigned i, unsigned statement)
 
 	snprintf(name, sizeof(name), "s%u", statement);
 	ask[i].len = 0;
-	begin(&ask[i], 'B');
+	begin_message(&ask[i], 'B');
 	put(&ask[i], "", 1);
 	put_string(&ask[i], name);
 	put(&ask[i], "\0\0\0\0\0\0", 6);
-	end(&ask[i]);
-	begin(&ask[i], 'E');
+	end_message(&ask[i]);
+	begin_message(&ask[i], 'E');
 	put(&ask[i], "\0\0\0\0\0", 5);
-	end(&ask[i]);
-	begin(&ask[i], 'S');
-	end(&ask[i]);
+	end_message(&ask[i]);
+	begin_message(&ask[i], 'S');
+	end_message(&ask[i]);
 
 	size = htonl(snprintf(value, sizeof(value), "%u", (statement + i) % n_statements));
 	m.len = 0;
-	begin(&m, '2');
-	end(&m);
-	begin(&m, 'D');
+	begin_message(&m, '2');
+	end_message(&m);
+	begin_message(&m, 'D');
 	put(&m, "\0\1", 2);
 	put(&m, &size, sizeof(size));
 	put(&m, value, strlen(value));
-	end(&m);
-	begin(&m, 'C');
+	end_message(&m);
+	begin_message(&m, 'C');
 	put_string(&m, "SELECT 1");
-	end(&m);
-	begin(&m, 'Z');
+	end_message(&m);
+	begin_message(&m, 'Z');
 	put(&m, "I", 1);
-	end(&m);
+	end_message(&m);
 	memcpy(s->expected, m.data, m.len);
 	s->n_expected = m.len;
 	s->wants = true;
@@ -483,14 +198,8 @@ int main(int argc, char **argv)
 
 	if (argc != 8)
 		errx(2, "usage: herd HOST PORT SESSIONS STATEMENTS USER DATABASE stays|returns");
-	address.sin_family = AF_INET;
-	address.sin_port = htons(atoi(argv[2]));
-	if (inet_pton(AF_INET, argv[1], &address.sin_addr) != 1)
-		errx(2, "%s is no IPv4 address", argv[1]);
 	n_sessions = atoi(argv[3]);
 	n_statements = atoi(argv[4]);
-	user = argv[5];
-	database = argv[6];
 	returns = strcmp(argv[7], "returns") == 0;
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = limit.rlim_max;
@@ -499,11 +208,10 @@ int main(int argc, char **argv)
 
 	session = calloc(n_sessions, sizeof(*session));
 	ask = malloc(n_sessions * sizeof(*ask));
-	returning = calloc(n_sessions, sizeof(*returning));
 	poll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (!session || !ask || !returning || poll_fd < 0)
+	if (!session || !ask || poll_fd < 0)
 		err(1, "start");
-	set_up();
+	set_up(argv[1], atoi(argv[2]), argv[5], argv[6]);
 	printf("ready\n");
 	while (scanf("%d %u %u", &pid, &round, &n_asked) == 3)
 		play(pid, round, n_asked);

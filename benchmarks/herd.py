@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Herd", "HerdError", "Pause"]
 
-_SOURCE = Path(__file__).with_name("herd.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("herd.c", "herd_sessions.c")]
 
 
 class HerdError(Exception):
@@ -53,7 +53,7 @@ class Herd:
         returns: bool = False,
     ) -> None:
         program = run_dir.path / f"herd-{pooler.name}"
-        subprocess.run(["cc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
+        subprocess.run(["cc", "-O2", "-Wall", "-o", program, *_SOURCES], check=True)
         self._sessions = sessions
         self._process = subprocess.Popen(
             [

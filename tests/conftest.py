@@ -15,5 +15,6 @@ pytest_plugins = (
     "tests.fix_bouncer",
     "tests.fix_keeper",
     "tests.fix_formats",
+    "tests.fix_mutants",
     "tests.fix_scripted",
 )

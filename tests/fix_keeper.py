@@ -21,11 +21,15 @@ _numbers = itertools.count(1)
 
 
 class MakeKeeper(Protocol):
-    """Starts a hanger with a PgBouncer that live until the end of the test."""
+    """Starts a hanger with a PgBouncer that live until the end of the test.
+
+    `binary`: another PgBouncer than the patched one.
+    """
 
     def __call__(
         self,
         *,
+        binary: Path | None = None,
         standby: bool = False,
         options: Sequence[str] = (),
         settings: Mapping[str, str | int | None] | None = None,
@@ -48,6 +52,7 @@ def make_keeper(run_dir: RunDir, postgres: Postgres, patched_binary: Path) -> It
 
     def make(
         *,
+        binary: Path | None = None,
         standby: bool = False,
         options: Sequence[str] = (),
         settings: Mapping[str, str | int | None] | None = None,
@@ -58,7 +63,7 @@ def make_keeper(run_dir: RunDir, postgres: Postgres, patched_binary: Path) -> It
         keeper = Keeper(
             run_dir,
             postgres,
-            patched_binary,
+            binary or patched_binary,
             name=f"keeper-{next(_numbers)}",
             standby=standby,
             options=options,

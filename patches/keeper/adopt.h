@@ -1,6 +1,6 @@
 /*
  * pgkeeper - shared by the files of adoption: adopt.c (the order of things),
- * judge.c (who can go on), facts.c (pools and users), rebuild.c (sockets).
+ * judge.c (who can go on), facts.c (what is no socket), rebuild.c (sockets).
  */
 #ifndef KEEPER_ADOPT_H
 #define KEEPER_ADOPT_H
@@ -54,7 +54,7 @@ void keeper_settle_closing(uint32_t slot, const struct KeeperActRecord *act);
 bool keeper_at_boundary(const struct KeeperAdoptee *a);
 
 /*
- * facts.c
+ * facts.c, credentials.c, vars.c
  */
 
 /* users and pools; pools whose database was reconfigured are listed */

@@ -277,7 +277,7 @@ enum KeeperCredentials keeper_credentials_kind(PgCredentials *credentials, PgDat
 void keeper_forget(struct KeeperLocal *l);
 
 /*
- * facts.c
+ * pools.c, credentials.c, globals.c
  */
 
 void keeper_write_pool(PgPool *pool, struct KeeperLocal *l, struct KeeperCopy *copy);

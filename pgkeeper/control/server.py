@@ -8,6 +8,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final
 
+from pgkeeper.callers import Callers
 from pgkeeper.control import protocol
 from pgkeeper.control.access import peer_of, set_access
 from pgkeeper.control.protocol import Failure, FailureCode
@@ -15,7 +16,7 @@ from pgkeeper.errors import PgkeeperError
 from pgkeeper.log import Event, get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Coroutine
     from pathlib import Path
 
     from pgkeeper.control.handlers import Handlers
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["AdminServer", "AdminSocketError"]
 
 _CONNECTIONS: Final = 32  # at once; more than any operator needs, few enough to bear
-_PAUSE: Final = 1.0  # seconds
 _POST_LIMIT: Final = 256 << 10  # bytes that may wait for a peer that does not read its progress
 
 
@@ -57,9 +57,8 @@ class AdminServer:
         self._allowed = frozenset(allowed_uids) | {0, os.geteuid()}
         self._timeout = timeout
         self._log = get_logger(socket=str(path))
-        self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._callers = Callers(self._admit, self._log, Event.ADMIN_PAUSED)
 
     async def start(self) -> None:
         """Begin to listen.  A file that nobody listens on any more is replaced.
@@ -72,44 +71,29 @@ class AdminServer:
             raise AdminSocketError(self._path, error.strerror or str(error)) from None
         status = self._path.stat()
         self._inode = (status.st_dev, status.st_ino)
-        self._listener = listener
-        # Not asyncio's own server: a connection that it accepts while it closes is lost to both.
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+        self._callers.listen(listener)
 
     def inherit(self, fd: int) -> None:
         """Listen on what another hanger has opened at our path; `fd` is ours from now on."""
-        listener = socket.socket(fileno=fd)
         with contextlib.suppress(OSError):
             status = self._path.lstat()
             self._inode = (status.st_dev, status.st_ino)
-        self._listener = listener
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+        self._callers.listen(socket.socket(fileno=fd))
 
     def fileno(self) -> int:
         """The listening descriptor; -1 if there is none."""
-        return -1 if self._listener is None else self._listener.fileno()
+        return self._callers.fileno()
 
     def leave(self) -> None:
         """Another process listens on: the file stays.  Replies under way have until `close`."""
         self._inode = None
-        self._stop_listening()
+        self._callers.leave()
 
     async def close(self, grace: float = 2.0) -> None:
         """Stop listening; replies under way have `grace` seconds to leave."""
-        self._stop_listening()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _stop_listening(self) -> None:
-        if self._listener is None:
-            return
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
-        self._listener = None
+        self._callers.leave()
         self._unlink()
+        await self._callers.end(grace)
 
     def _listen(self) -> socket.socket:
         name = os.fspath(self._path)
@@ -130,7 +114,6 @@ class AdminServer:
             listener.bind(name)
             set_access(self._path, self._allowed)
             listener.listen(128)
-            listener.setblocking(False)
         except BaseException:
             listener.close()
             raise
@@ -144,41 +127,19 @@ class AdminServer:
             status = self._path.lstat()
             if (status.st_dev, status.st_ino) == self._inode:
                 self._path.unlink()
+        self._inode = None
 
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it left before we came
-        except OSError as error:
-            self._pause(listener, error)
-            return
+    def _admit(self, connection: socket.socket) -> Coroutine[None, None, None] | None:
         peer = peer_of(connection)
-        if peer.uid not in self._allowed:
-            connection.close()
-            self._log.warning(Event.ADMIN_REFUSED, uid=peer.uid, pid=peer.pid)
-            return
-        busy = len(self._tasks) >= _CONNECTIONS
-        task = asyncio.create_task(self._serve(connection, busy))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if peer.uid in self._allowed:
+            return self._serve(connection, busy=len(self._callers) >= _CONNECTIONS)
+        connection.close()
+        self._log.warning(Event.ADMIN_REFUSED, uid=peer.uid, pid=peer.pid)
+        return None
 
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        """No descriptor or memory is left: leave it to those who wait to try again."""
-        self._log.error(Event.ADMIN_PAUSED, error=error.strerror, seconds=_PAUSE)
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(listener)
-
-        def go_on() -> None:
-            if self._listener is listener:
-                loop.add_reader(listener, self._accept, listener)
-
-        loop.call_later(_PAUSE, go_on)
-
-    async def _serve(self, accepted: socket.socket, busy: bool) -> None:
+    async def _serve(self, accepted: socket.socket, *, busy: bool) -> None:
         connection: _Connection | None = None
         try:
-            accepted.setblocking(False)
             reader, writer = await asyncio.open_unix_connection(
                 sock=accepted, limit=protocol.REQUEST_LIMIT
             )

@@ -150,23 +150,36 @@ class Process:
             return False
         return True
 
-    def kill(self, reason: str) -> None:
-        """SIGKILL, the only way to be sure that it touches nothing any more; its death follows."""
+    def kill(self, reason: str, *, again: bool = False) -> None:
+        """SIGKILL, the only way to be sure that it touches nothing any more; its death follows.
+
+        `again`: it was not possible before, and is logged only if it is now.
+        """
         if not self.alive:
             return
         self.faulty = True
         self.clear_deadline()
-        log.warning(
-            HangerEvent.BOUNCER_KILLED, pid=self.pid, incarnation=self.incarnation, reason=reason
-        )
-        self._kill()
+        if self._killed():
+            log.warning(
+                HangerEvent.BOUNCER_KILLED,
+                pid=self.pid,
+                incarnation=self.incarnation,
+                reason=reason,
+            )
+            self.feed(Event.FENCE)
+        elif not again:
+            self._cannot_kill(reason)
 
     def dismiss(self) -> None:
         """Kill it because it is not needed any more."""
-        if self.alive:
-            self.dismissed = True
-            self.clear_deadline()
-            self._kill()
+        if not self.alive:
+            return
+        self.dismissed = True
+        self.clear_deadline()
+        if self._killed():
+            self.feed(Event.FENCE)
+        else:
+            self._cannot_kill("it is not needed any more")
 
     def signal(self, number: signal.Signals) -> bool:
         """Send it a signal; False if that is not possible."""
@@ -199,12 +212,17 @@ class Process:
             self.link.close()
             self.link = None
 
-    def _kill(self) -> None:
-        if self._pidfd.signal(signal.SIGKILL) or self._pidfd.ended:
-            self.feed(Event.FENCE)
-        else:
-            # Another user's, or in a PID namespace beside ours: whoever can must end it.
-            log.error(HangerEvent.BOUNCER_UNREACHABLE, pid=self.pid, incarnation=self.incarnation)
+    def _killed(self) -> bool:
+        return self._pidfd.signal(signal.SIGKILL) or self._pidfd.ended
+
+    def _cannot_kill(self, reason: str) -> None:
+        """Another user's, or in a PID namespace beside ours: whoever can must end it."""
+        log.error(
+            HangerEvent.BOUNCER_UNREACHABLE,
+            pid=self.pid,
+            incarnation=self.incarnation,
+            reason=reason,
+        )
 
     def _ended(self) -> None:
         self._loop.remove_reader(self._pidfd)

@@ -206,18 +206,19 @@ class Service:
         segment = self.supervisor.holdings.segment
         return None if segment is None else segment.heartbeat
 
-    def _hangs(self, process: Process, sighting: Sighting | None) -> None:
+    def _hangs(self, process: Process, sighting: Sighting | None, *, again: bool) -> None:
         """Its heartbeat has stood still: only its death lets another one go on."""
-        log.error(
-            HangerEvent.BOUNCER_HANGS,
-            pid=process.pid,
-            incarnation=process.incarnation,
-            state=process.state.value,
-            kernel_state=None if sighting is None else sighting.state,
-        )
-        self.supervisor.accounts.hung()
+        if not again:
+            log.error(
+                HangerEvent.BOUNCER_HANGS,
+                pid=process.pid,
+                incarnation=process.incarnation,
+                state=process.state.value,
+                kernel_state=None if sighting is None else sighting.state,
+            )
+            self.supervisor.accounts.hung()
         process.looped = sighting is not None and sighting.runnable
-        process.kill(f"no heartbeat for {self._settings.hang_timeout:g} s")
+        process.kill(f"no heartbeat for {self._settings.hang_timeout:g} s", again=again)
 
     def _drained(self) -> None:
         """All sessions have ended, as SHUTDOWN wished that waited for them with nobody listening.

@@ -9,7 +9,7 @@ really took: whatever kept us from looking counts as one look's time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pgkeeper.bouncer.inspection import Sighting, inspect
 from pgkeeper.hanger.events import HangerEvent
@@ -101,8 +101,19 @@ def excuse(began: Sighting | None, now: Sighting | None, seconds: float) -> str 
     return None
 
 
+class OnHang(Protocol):
+    """What is done about a pgbouncer that hangs."""
+
+    def __call__(self, process: Process, sighting: Sighting | None, *, again: bool) -> None:
+        """`sighting`: what the kernel says of it; `again`: it is the same hang as last time."""
+        ...
+
+
 class Watchdog:
-    """Looks at the heartbeat of the owner; `on_hang(process)` is called when it hangs.
+    """Looks at the heartbeat of the owner; `on_hang` is called when it hangs.
+
+    It is called again, with `again`, each time that the same heartbeat has stood still for as long
+    once more: then it could not be helped.
 
     `timeout`: seconds a heartbeat may stand still; 0: nobody looks.  `owner` and `heartbeat` are
     asked at each look; the latter gives None while there is no ledger.
@@ -114,7 +125,7 @@ class Watchdog:
         timeout: float,
         owner: Callable[[], Process | None],
         heartbeat: Callable[[], int | None],
-        on_hang: Callable[[Process, Sighting | None], None],
+        on_hang: OnHang,
     ) -> None:
         self._loop = loop
         self._timeout = timeout
@@ -125,6 +136,7 @@ class Watchdog:
         self._pulse = Pulse(self._interval)
         self._began: _Began | None = None
         self._excused: str | None = None
+        self._hung = False
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -149,6 +161,7 @@ class Watchdog:
         if not still:
             self._began = None
             self._excused = None
+            self._hung = False
         elif self._began is None or self._began.pid != process.pid:
             self._began = _Began(process.pid, inspect(process.pid))
         if still < self._timeout:
@@ -159,8 +172,9 @@ class Watchdog:
         now = inspect(process.pid)
         reason = excuse(self._began.sighting if self._began else None, now, still)
         if reason is None:
-            self._pulse.rest()
-            self._on_hang(process, now)
+            again, self._hung = self._hung, True
+            self._pulse.forgive()
+            self._on_hang(process, now, again=again)
             return
         if reason != self._excused:
             log.warning(

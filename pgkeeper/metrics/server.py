@@ -11,17 +11,19 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from pgkeeper.callers import Callers
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.log import Event, get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from pgkeeper.options import Endpoint
 
 __all__ = ["CannotServeMetricsError", "MetricsServer", "Source"]
 
 _CONNECTIONS: Final = 16  # at once; more than there are scrapers, few enough to bear
 _HEAD_LIMIT: Final = 8 << 10  # bytes of a request
-_PAUSE: Final = 1.0  # seconds
 _FRESH: Final = 1.0  # seconds; whoever asks within them shares an answer
 _PLAIN: Final = "text/plain; charset=utf-8"
 _REASONS: Final = {
@@ -85,78 +87,44 @@ class MetricsServer:
         self._source = source
         self._timeout = timeout
         self._log = get_logger()
-        self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._callers = Callers(self._admit, self._log, Event.METRICS_PAUSED)
         self._fresh = _Shared(source)
 
     def start(self) -> None:
         """Begin to listen, if there is an endpoint.  Raises `CannotServeMetricsError`."""
-        if self.endpoint is None or self._listener is not None:
+        if self.endpoint is None or self._callers.listening:
             return
         try:
             listener = _listen(self.endpoint)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise CannotServeMetricsError(self.endpoint, reason) from None
-        self._watch(listener)
+        self._callers.listen(listener)
 
     def inherit(self, fd: int) -> None:
         """Listen on what another hanger has opened at our endpoint; `fd` is ours from now on."""
-        self._watch(socket.socket(fileno=fd))
+        self._callers.listen(socket.socket(fileno=fd))
 
     def fileno(self) -> int:
         """The listening descriptor; -1 if there is none."""
-        return -1 if self._listener is None else self._listener.fileno()
+        return self._callers.fileno()
 
     def leave(self) -> None:
         """Listen no more; answers under way have until `close`."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
-            self._listener = None
+        self._callers.leave()
 
     async def close(self) -> None:
         """End everything at once: a scraper comes again."""
         self.leave()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._callers.end()
 
-    def _watch(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
-        self._listener = listener
-        # Not asyncio's own server: a connection that it accepts while it closes is lost to both.
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        try:
-            connection, _ = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return  # it left before we came
-        except OSError as error:
-            self._pause(listener, error)
-            return
-        if len(self._tasks) >= _CONNECTIONS:
-            connection.close()
-            return
-        task = asyncio.create_task(self._serve(connection))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        """No descriptor or memory is left: leave it to those who wait to try again."""
-        self._log.error(Event.METRICS_PAUSED, error=error.strerror, seconds=_PAUSE)
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(listener)
-
-        def go_on() -> None:
-            if self._listener is listener:
-                loop.add_reader(listener, self._accept, listener)
-
-        loop.call_later(_PAUSE, go_on)
+    def _admit(self, connection: socket.socket) -> Coroutine[None, None, None] | None:
+        if len(self._callers) < _CONNECTIONS:
+            return self._serve(connection)
+        connection.close()
+        return None
 
     async def _serve(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
         writer: asyncio.StreamWriter | None = None
         try:
             # One limit for all of it: nobody who reads slowly may keep a connection for ever.

@@ -1,16 +1,8 @@
-"""Builds of the patched PgBouncer that die of certain words, as a real one does of a bug."""
+"""Changes for a patched PgBouncer that dies of certain words, as a real one does of a bug."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pgkeeper.bouncer.build import binary, source_dir
-from tests.sweep.controls.mutants import Change, Mutants
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from testbed import RunDir
+from tests.sweep.controls.mutants import Change
 
 #: In a Query of a client: it dies by SIGABRT; it runs for ever.
 CRASH = "fall-over"
@@ -20,7 +12,8 @@ CRASH_IN_ANSWER = "fall-back"
 
 _HAS = "memmem(pkt->data.data + pkt->data.read_pos, mbuf_avail_for_read(&pkt->data), "
 
-_CHANGES = (
+#: It knows these words.
+POISONABLE = (
     Change(
         "src/client.c",
         "case PqMsg_Query:\n\t\tif (cf_disable_pqexec) {",
@@ -37,15 +30,8 @@ _CHANGES = (
     ),
 )
 
-
-def poisonable(run_dir: RunDir) -> Path:
-    """The executable that knows these words."""
-    binary()
-    return Mutants(source_dir(), run_dir.folder("mutants-poison")).binary(_CHANGES)
-
-
-# CVE-2026-6664 as it was: the sum of position and length overflows, and so passes the check.
-_OVERFLOW = tuple(
+#: CVE-2026-6664 as it was: the sum of position and length overflows, and so passes the check.
+VULNERABLE = tuple(
     Change(
         "lib/usual/mbuf.h",
         f"\tif (len > buf->write_pos - buf->read_pos)\n\t\treturn false;\n\t*dst_p = {value}",
@@ -53,9 +39,3 @@ _OVERFLOW = tuple(
     )
     for value in ("buf->data + buf->read_pos;", "(char *)buf->data + buf->read_pos;")
 )
-
-
-def vulnerable(run_dir: RunDir) -> Path:
-    """The executable without the patch against CVE-2026-6664, but with all others."""
-    binary()
-    return Mutants(source_dir(), run_dir.folder("mutants-vulnerable")).binary(_OVERFLOW)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -16,18 +16,48 @@ from testbed.errors import NotFoundError
 from testbed.ledgers import check_ledger
 from testbed.line import FarKeeper, Line, NearPostgres
 from testbed.load import EVERY_KIND, Progress, check_books, kill_at_random, make_tables, work
+from tests.sweep.controls.mutants import Change
+from tests.sweep.controls.rule import KEEPER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from testbed import RunDir
+    from tests.sweep.controls.mutants import Mutants
 
+_FIGURES = f"{KEEPER}/figures.c"
 _LINES = {
     # Delay and jitter in microseconds, lost and doubled packets in a thousand.
     "slow": {"delay": 10_000, "jitter": 2_000},
     "lossy": {"delay": 500, "jitter": 200, "lost": 30},
     "out-of-order": {"delay": 500, "jitter": 5_000, "lost": 10, "twice": 50},
+}
+
+
+class Mistake(NamedTuple):
+    """In the reading of the kernel's figures, right as long as packets come; and what shows it."""
+
+    line: str
+    changes: tuple[Change, ...]
+
+
+_MISTAKES = {
+    "what is under way counts as not written": Mistake(
+        "slow",
+        (Change(_FIGURES, "!info->tcpi_unacked && ", ""),),
+    ),
+    "what was sent again counts twice": Mistake(
+        "lossy",
+        (
+            Change(_FIGURES, "before.tcpi_bytes_acked;", "before.tcpi_bytes_sent;"),
+            Change(
+                _FIGURES,
+                "after.tcpi_bytes_acked + unsent",
+                "after.tcpi_bytes_sent + after.tcpi_notsent_bytes",
+            ),
+        ),
+    ),
 }
 
 
@@ -47,7 +77,33 @@ def line(run_dir: RunDir, request: pytest.FixtureRequest) -> Iterator[Line]:
 def test_random_kills_under_mixed_load_over(
     line: Line, run_dir: RunDir, patched_binary: Path, kills: int, request: pytest.FixtureRequest
 ) -> None:
-    name = request.node.callspec.id
+    with far_keeper(line, run_dir, patched_binary, request.node.callspec.id) as (keeper, postgres):
+        kill_under_load(keeper, postgres, kills)
+        assert line.sent_again() or not line.loses
+
+
+@pytest.mark.parametrize(("line", "changes"), _MISTAKES.values(), ids=_MISTAKES, indirect=["line"])
+def test_a_mistake_in_the_figures_is_noticed_over(
+    line: Line,
+    run_dir: RunDir,
+    mutants: Mutants,
+    changes: tuple[Change, ...],
+    request: pytest.FixtureRequest,
+) -> None:
+    """The control, in which a session is lost that could have gone on."""
+    binary = mutants.binary(changes)
+    with far_keeper(line, run_dir, binary, request.node.callspec.id) as (keeper, postgres):
+        with pytest.raises(ExceptionGroup) as noticed:
+            kill_under_load(keeper, postgres, 10)
+        print(noticed.value.exceptions)
+        assert keeper.status().adoptions.sessions_lost
+
+
+@contextlib.contextmanager
+def far_keeper(
+    line: Line, run_dir: RunDir, binary: Path, name: str
+) -> Iterator[tuple[FarKeeper, NearPostgres]]:
+    """A hanger at the other end of the line, and PostgreSQL at this one."""
     with NearPostgres(
         run_dir, name=f"{name}-postgres", settings={"listen_addresses": "*"}
     ) as postgres:
@@ -55,15 +111,14 @@ def test_random_kills_under_mixed_load_over(
             lambda: FarKeeper(
                 run_dir,
                 postgres,
-                patched_binary,
+                binary,
                 name=f"{name}-keeper",
                 settings={"max_prepared_statements": 50},
                 standby=True,
             ).__enter__()
         )
         try:
-            kill_under_load(keeper, postgres, kills)
-            assert line.sent_again() or not line.loses
+            yield keeper, postgres
         finally:
             keeper.print_logs()
             line.there(keeper.close)

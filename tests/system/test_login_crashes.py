@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import struct
 import threading
 import time
@@ -21,29 +20,19 @@ from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
 from testbed.load_logins import LOGIN_USER, LOGINS, prepare_logins
 from testbed.rawclient import frontend, text
-from tests.system.poison import vulnerable
-from tests.system.wrapping import kept
+from tests.system.bystanders import bystanders
+from tests.system.poison import VULNERABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from testbed import Keeper, Postgres, RunDir
     from tests.fix_keeper import MakeKeeper
+    from tests.sweep.controls.mutants import Mutants
 
 ATTACKER = "127.0.0.2"
-IDLE = 200
 ATTACK_S = 8.0
 HBA = f"host all {LOGIN_USER} all scram-sha-256\nhost all all 127.0.0.0/8 trust\n"
 # SASLInitialResponse: the mechanism, and a length that its sum with any position overflows.
 POISON = frontend("p", text("SCRAM-SHA-256"), struct.pack("!I", 0xFFFFFFFF), b"n,,n=,r=abc")
-
-_numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def vulnerable_binary(run_dir: RunDir) -> Path:
-    return vulnerable(run_dir)
 
 
 @pytest.fixture
@@ -56,15 +45,13 @@ def settings(run_dir: RunDir) -> dict[str, str | int | None]:
 
 @pytest.fixture
 def keeper(
-    run_dir: RunDir,
+    make_keeper: MakeKeeper,
     postgres: Postgres,
-    vulnerable_binary: Path,
+    mutants: Mutants,
     settings: dict[str, str | int | None],
-) -> Iterator[Keeper]:
+) -> Keeper:
     users = {LOGIN_USER: prepare_logins(postgres)}
-    name = f"vulnerable-{next(_numbers)}"
-    with kept(run_dir, postgres, vulnerable_binary, name, settings=settings, users=users) as keeper:
-        yield keeper
+    return make_keeper(binary=mutants.binary(VULNERABLE), settings=settings, users=users)
 
 
 def connect(keeper: Keeper, timeout: float = 10.0) -> RawClient:
@@ -115,22 +102,17 @@ def test_an_attacker_who_repeats_it_loses_his_own_connections_only(
 ) -> None:
     make_tables(postgres)
     before = keeper.status()
-    with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(RawClient(keeper.host, keeper.port)) for _ in range(IDLE)]
-        for number, client in enumerate(idle):
-            client.login(parameters={"application_name": f"idle-{number}"})
 
-        async def disturb(progress: Progress) -> None:
-            end = time.monotonic() + ATTACK_S
-            while time.monotonic() < end:
-                await progress.wait(20)
+    async def disturb(progress: Progress) -> None:
+        end = time.monotonic() + ATTACK_S
+        while time.monotonic() < end:
+            await progress.wait(20)
 
+    with bystanders(keeper):
         with Attacker(keeper) as attacker:
             # Others come and go as ever, from another address.
             workers = asyncio.run(work(keeper, (*EVERY_KIND, *LOGINS), disturb))
         check_books(postgres, workers)
-        for number, client in enumerate(idle):
-            assert client.query("SHOW application_name") == [(f"idle-{number}",)]
 
     after = keeper.status()
     deaths = after.pgbouncer.incarnation - before.pgbouncer.incarnation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -20,32 +19,29 @@ from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
 from testbed.manager import Manager
 from testbed.process import Process, send, state
 from testbed.rawclient import Message, frontend, text
-from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, poisonable
+from tests.system.bystanders import bystanders
+from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, POISONABLE
 from tests.system.wrapping import Wrapped, kept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from testbed import Postgres, RunDir
+    from tests.fix_keeper import MakeKeeper
+    from tests.sweep.controls.mutants import Mutants
 
-_numbers = itertools.count(1)
-
-IDLE = 200
 OPTIONS = ("--hang-timeout", "1")
 SETTINGS: dict[str, str | int | None] = {"max_prepared_statements": 50}
 
 
-@pytest.fixture(scope="module")
-def poisoned(run_dir: RunDir) -> Path:
-    return poisonable(run_dir)
+@pytest.fixture(scope="session")
+def poisoned(mutants: Mutants) -> Path:
+    return mutants.binary(POISONABLE)
 
 
 @pytest.fixture
-def keeper(run_dir: RunDir, postgres: Postgres, poisoned: Path) -> Iterator[Keeper]:
-    name = f"poisoned-{next(_numbers)}"
-    with kept(run_dir, postgres, poisoned, name, options=OPTIONS, settings=SETTINGS) as keeper:
-        yield keeper
+def keeper(make_keeper: MakeKeeper, poisoned: Path) -> Keeper:
+    return make_keeper(binary=poisoned, options=OPTIONS, settings=SETTINGS)
 
 
 def attack(keeper: Keeper, statement: str, database: str = "transaction") -> ServerError:
@@ -80,11 +76,7 @@ def test_hundreds_of_sessions_idle_and_busy_outlive_three_that_crash(
     make_tables(postgres)
     before = keeper.status()
     with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(RawClient(keeper.host, keeper.port)) for _ in range(IDLE)]
-        for number, client in enumerate(idle):
-            client.login(parameters={"application_name": f"idle-{number}"})
-        ports = [client.client_port for client in idle]
-
+        stack.enter_context(bystanders(keeper))
         attackers = [stack.enter_context(logged_in(keeper)) for _ in range(3)]
 
         async def disturb(progress: Progress) -> None:
@@ -96,10 +88,6 @@ def test_hundreds_of_sessions_idle_and_busy_outlive_three_that_crash(
 
         workers = asyncio.run(work(keeper, EVERY_KIND, disturb))
         check_books(postgres, workers)
-        for number, client in enumerate(idle):
-            name = client.query("SHOW application_name")
-            assert name == [(f"idle-{number}",)]
-        assert [client.client_port for client in idle] == ports
         after = keeper.status()
         assert after.crashes.quarantine.ended == {"crash": 3}
         # Two deaths each: the second is its successor's, in the middle of the adoption.

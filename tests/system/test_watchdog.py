@@ -9,26 +9,26 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from pgkeeper.bouncer.build import source_dir
 from pgkeeper.bouncer.inspection import inspect
-from testbed import RawClient, wait_until
+from testbed import Keeper, RawClient, wait_until
 from testbed.account import give
 from testbed.ledgers import check_ledger
 from testbed.load import EVERY_KIND, Progress, check_books, make_tables, work
 from testbed.process import send
-from tests.sweep.controls.mutants import Change, Mutants
-from tests.system.wrapping import kept
+from tests.sweep.controls.mutants import Change
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from testbed import Keeper, Postgres, RunDir
+    from testbed import Postgres, RunDir
+    from testbed.manager import Manager
     from tests.fix_keeper import MakeKeeper
+    from tests.sweep.controls.mutants import Mutants
 
 TIMEOUT = 1.0
 OPTIONS = ("--hang-timeout", f"{TIMEOUT:g}")
@@ -61,7 +61,7 @@ def test_a_pgbouncer_that_is_stopped_under_load_is_replaced(
 
 
 def test_an_endless_loop_in_one_clients_query_ends(
-    run_dir: RunDir, postgres: Postgres, patched_binary: Path
+    run_dir: RunDir, make_keeper: MakeKeeper, mutants: Mutants
 ) -> None:
     """It loops while the file is there; it is taken away once it does."""
     order = run_dir.folder("endless") / "loop"
@@ -72,23 +72,22 @@ def test_an_endless_loop_in_one_clients_query_ends(
         f'\t\tif (access("{order}", F_OK) == 0)\n\t\t\tfor (;;) {{\n\t\t\t}}\n'
         "\t\tif (cf_disable_pqexec) {",
     )
-    binary = Mutants(source_dir(), run_dir.folder("mutants-endless")).binary([loop])
-    with kept(run_dir, postgres, binary, "endless-keeper", options=OPTIONS) as keeper:
-        with RawClient(keeper.host, keeper.port) as one, RawClient(keeper.host, keeper.port) as two:
-            one.login(database="session")
-            two.login(database="session")
-            pid = keeper.bouncer_pid
-            order.touch()
-            thread = threading.Thread(target=lambda: rows.extend(one.query("SELECT 'looped'")))
-            rows: list[tuple[str | None, ...]] = []
-            thread.start()
-            wait_until(lambda: burns(pid), what="it loops")
-            order.unlink()
-            keeper.wait_active(other_than=pid)
-            thread.join(10)
-            assert rows == [("looped",)]
-            assert two.query("SELECT 'other'") == [("other",)]
-        assert keeper.status().crashes.hangs == 1
+    keeper = make_keeper(binary=mutants.binary([loop]), options=OPTIONS)
+    with RawClient(keeper.host, keeper.port) as one, RawClient(keeper.host, keeper.port) as two:
+        one.login(database="session")
+        two.login(database="session")
+        pid = keeper.bouncer_pid
+        order.touch()
+        thread = threading.Thread(target=lambda: rows.extend(one.query("SELECT 'looped'")))
+        rows: list[tuple[str | None, ...]] = []
+        thread.start()
+        wait_until(lambda: burns(pid), what="it loops")
+        order.unlink()
+        keeper.wait_active(other_than=pid)
+        thread.join(10)
+        assert rows == [("looped",)]
+        assert two.query("SELECT 'other'") == [("other",)]
+    assert keeper.status().crashes.hangs == 1
 
 
 def burns(pid: int) -> bool:
@@ -97,6 +96,45 @@ def burns(pid: int) -> bool:
     time.sleep(0.1)
     second = inspect(pid)
     return first is not None and second is not None and second.cpu_s - first.cpu_s > 0.02
+
+
+class Powerless:
+    """Starts a hanger as root that may not kill what is another user's (CAP_KILL)."""
+
+    def command(
+        self, argv: Sequence[str | Path]
+    ) -> tuple[list[str | Path], dict[str, str], tuple[int, ...]]:
+        return ["setpriv", "--bounding-set=-kill", "--inh-caps=-kill", *argv], {}, ()
+
+
+def test_one_that_cannot_be_killed_is_said_to_hang_once(
+    run_dir: RunDir, postgres: Postgres, patched_binary: Path
+) -> None:
+    """As in a container whose PID namespace is not the hanger's."""
+    keeper = Keeper(run_dir, postgres, patched_binary, name="powerless", options=OPTIONS)
+    keeper.manager = cast("Manager", Powerless())
+    try:
+        with keeper, RawClient(keeper.host, keeper.port) as client:
+            client.login(database="session")
+            pid = keeper.bouncer_pid
+            for times in (1, 2):
+                start = keeper.output.size()
+                with keeper.output.contains("bouncer-unreachable"):
+                    send(pid, signal.SIGSTOP)
+                # Nothing tells that it was looked at twice more, in vain.
+                time.sleep(2.5 * TIMEOUT)
+                said = keeper.output.read(start)
+                for event in ("bouncer-hangs", "bouncer-unreachable"):
+                    assert said.count(event) == 1, said
+                assert "bouncer-killed" not in said
+                assert keeper.status().crashes.hangs == times
+                send(pid, signal.SIGCONT)
+                assert client.query("SELECT 'goes on'") == [("goes on",)]
+            send(pid, signal.SIGKILL)
+            keeper.wait_active(other_than=pid)
+            assert client.query("SELECT 'held'") == [("held",)]
+    finally:
+        keeper.print_logs()
 
 
 def test_a_log_that_nobody_reads_holds_up_one_pgbouncer_only(

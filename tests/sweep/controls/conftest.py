@@ -1,4 +1,4 @@
-"""Fixtures of the controls: broken pgbouncers, and what a sound one does in the same workload."""
+"""Fixtures of the controls: a hunt, and what a sound pgbouncer does in the same workload."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from pgkeeper.bouncer.build import binary, source_dir
 from testbed.errors import BedError
 from tests.sweep.controls.hunt import first_difference
-from tests.sweep.controls.mutants import Mutants
 from tests.sweep.syscall.bed import KeeperFactory
 from tests.sweep.syscall.sweep import Sweep
 
@@ -25,19 +23,6 @@ if TYPE_CHECKING:
         """Hunts with a pgbouncer; the first difference, if any."""
 
         def __call__(self, hunt: Hunt, binary: Path) -> str | None: ...
-
-
-@pytest.fixture(scope="session")
-def sources() -> Path:
-    """The source tree of the patched pgbouncer, built."""
-    binary()
-    return source_dir()
-
-
-@pytest.fixture(scope="session")
-def mutants(sources: Path, run_dir: RunDir) -> Mutants:
-    """The builder of broken pgbouncers."""
-    return Mutants(sources, run_dir.folder("mutants"))
 
 
 @pytest.fixture(scope="session")

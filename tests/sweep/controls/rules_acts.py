@@ -11,6 +11,7 @@ from tests.sweep.syscall.sweep import between, every
 
 _ACTS = f"{KEEPER}/acts.c"
 _COPY = f"{KEEPER}/copy.c"
+_HANGER = f"{KEEPER}/hanger.c"
 _COMMIT_H = "include/keeper/commit.h"
 _HOOKED = f"{KEEPER}/keeper.c"
 _HOOKED_H = "include/keeper/keeper.h"
@@ -26,6 +27,7 @@ _NOTE_LATE = (
     "(void)keeper_store_note_read(&keeper_store, slot, l->rx, sbuf->io->keeper_number, position);"
 )
 _READ = "if (likely(res > 0))\n\t\t\tl->rx += res;"
+_OPERATORS_END = "disconnect_client_sqlstate(l->object, between_messages(l->object)"
 _MARKS_BEFORE = Change(
     _HOOKED_H,
     "keeper_mark(sk);\n\tkeeper_mark(sk->link);\n\tif (event",
@@ -146,6 +148,27 @@ RULES = (
         "who was shut down would be thought alive",
         covered_by="the successor closes again, for the same reason; with nothing to be said the"
         " peer cannot tell, and what was to be said was committed with the outbox",
+    ),
+    Broken(
+        "an operator's goodbye leaves before the end is committed",
+        (
+            Change(
+                _HANGER,
+                _OPERATORS_END,
+                "if (between_messages(l->object) && send_pooler_error(l->object, false,"
+                ' "57P01", true, "terminated by the operator (pgkeeper)"))\n'
+                "\t\t\t\tkeeper_outbox_flush(slot);\n"
+                "\t\t\tdisconnect_client_sqlstate(l->object, false",
+            ),
+        ),
+        Hunt(workload("end-sessions")),
+        "a session that has been told its end goes on, and is told again",
+    ),
+    Broken(
+        "an operator's goodbye does not wait for the end of a message",
+        (Change(_HANGER, _OPERATORS_END, "disconnect_client_sqlstate(l->object, true"),),
+        Hunt(workload("end-sessions")),
+        "the client takes it for a part of the message, or waits for the rest of that",
     ),
     Broken(
         "IOBufs are handed out again before the commit",

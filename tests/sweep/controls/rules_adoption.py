@@ -11,7 +11,7 @@ from tests.sweep.syscall.sweep import between, every
 
 _ADOPT = f"{KEEPER}/adopt.c"
 _CATALOG = f"{KEEPER}/catalog.c"
-_FACTS = f"{KEEPER}/facts.c"
+_GLOBALS = f"{KEEPER}/globals.c"
 _FIGURES = f"{KEEPER}/figures.c"
 _JUDGE = f"{KEEPER}/judge.c"
 _REBUILD = f"{KEEPER}/rebuild.c"
@@ -148,7 +148,7 @@ RULES = (
     ),
     Broken(
         "nobody knows what WAIT_CLOSE waits for",
-        (Change(_FACTS, "db->db_wait_close = strstr(state, set_aside[4]) != NULL;"),),
+        (Change(_GLOBALS, "db->db_wait_close = strstr(state, set_aside[4]) != NULL;"),),
         Hunt(workload("waiting-operators"), partial(every, 3, 120)),
         "WAIT_CLOSE is never answered",
     ),

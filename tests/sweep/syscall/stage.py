@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pgkeeper.control.client import RequestFailedError
+from pgkeeper.control.report import TopQuery, token_name
 from testbed.pooler import ADMIN
 from testbed.waiting import wait_until
 from tests.sweep.syscall.console import CONSOLE, ask_console
@@ -159,6 +161,40 @@ class Stage:
         talker = self.talker(name)
         talker.log_in(ADMIN, CONSOLE)
         return talker
+
+    def end(self, client: Talker) -> None:
+        """Have the hanger end a client, as `pgkeeper top` does; returns when it is let go of.
+
+        Asked for again if the pgbouncer that was told has died: it may not have heard it.
+        """
+        tokens = self._tokens()
+        here = [talker for talker in self.talkers if talker.socket.fileno() >= 0]
+        if len(tokens) != len(here):
+            raise LostError(f"the hanger has {len(tokens)} clients instead of {len(here)}")
+        # Ascending, as they have come.
+        token = tokens[here.index(client)]
+
+        while token in self._tokens():
+            told = self._keeper.wait_active().pgbouncer.incarnation
+            # There is no such client any more, or nobody serves.
+            with contextlib.suppress(RequestFailedError):
+                self._keeper.client.kill(token_name(token))
+            self._await_end(token, told)
+
+    def _await_end(self, token: int, told: int) -> None:
+        """Return as soon as that client is let go of, or the incarnation `told` has died."""
+        wait_until(
+            lambda: (
+                token not in self._tokens() or self._keeper.status().pgbouncer.incarnation != told
+            ),
+            what="the hanger lets go of a client",
+            seconds=PATIENCE_S,
+            poll_s=0.005,
+        )
+
+    def _tokens(self) -> list[int]:
+        answer = self._keeper.client.top(TopQuery(order="token"))
+        return [row.session.token for row in answer.top.rows if row.session.held]
 
     def _held(self) -> tuple[int, int]:
         sessions = self._keeper.status().sessions

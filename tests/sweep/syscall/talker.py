@@ -298,6 +298,26 @@ class Talker:
                 self.transcript += self._buffer
                 self.transcript += f"<{str(error).partition(': ')[2]}>".encode()
 
+    def drain_cut(self, whole: bytes) -> None:
+        """Read up to the end of the connection, which comes before `whole` is complete.
+
+        Raises `LostError` if anything else than a part of it came; where it ends is left open.
+        """
+        came = bytes(self._buffer)
+        self._buffer.clear()
+        with self.socket:
+            while data := self._some():
+                came += data
+        if not whole.startswith(came) or came == whole:
+            at = next((i for i, (a, b) in enumerate(zip(came, whole, strict=False)) if a != b), -1)
+            raise LostError(f"{self.name}: {len(came)} bytes, other ones at {at}: {came[-90:]!r}")
+
+    def _some(self) -> bytes:
+        try:
+            return self.socket.recv(_CHUNK)
+        except OSError as error:
+            raise LostError(f"{self.name}: {error.strerror}") from None
+
     def abandon(self) -> None:
         """Close without a word, as a client that crashed; what came before is compared."""
         self.socket.close()

@@ -225,7 +225,7 @@ def test_too_many_connections(admin: RunningAdmin) -> None:
 def test_no_descriptor_is_left_for_a_connection(
     logged: io.StringIO, admin: RunningAdmin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgkeeper.control.server._PAUSE", 0.01)
+    monkeypatch.setattr("pgkeeper.callers._PAUSE", 0.01)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(30)

@@ -76,6 +76,7 @@ class Bed:
         self.beat: int | None = 1
         self.owner: Bed | None = self
         self.hung = 0
+        self.again = 0
         self.waits: list[float] = []
         self._due: Callable[[], None] | None = None
         self.watchdog = Watchdog(
@@ -97,8 +98,9 @@ class Bed:
         """The handle's."""
         self._due = None
 
-    def _hangs(self, process: Process, sighting: Sighting | None) -> None:
-        self.hung += 1
+    def _hangs(self, process: Process, sighting: Sighting | None, *, again: bool) -> None:
+        self.hung += not again
+        self.again += again
 
     def look(self, times: int) -> int:
         """Let so many looks come due; how many hangs they have found by then."""
@@ -118,6 +120,22 @@ def test_ten_looks_without_a_heartbeat_are_a_hang(bed: Bed) -> None:
     assert bed.look(10) == 0
     assert bed.look(1) == 1
     assert bed.waits == [TIMEOUT / 10] * 12
+
+
+def test_one_that_goes_on_hanging_is_one_hang_which_is_dealt_with_again_and_again(bed: Bed) -> None:
+    assert (bed.look(51), bed.again) == (1, 4)
+
+
+def test_one_that_has_moved_meanwhile_hangs_anew(bed: Bed) -> None:
+    bed.look(21)
+    bed.beat = 2
+    assert (bed.look(11), bed.again) == (2, 1)
+
+
+def test_its_successor_hangs_anew_at_the_same_heartbeat(bed: Bed) -> None:
+    bed.look(21)
+    bed.incarnation = 2
+    assert (bed.look(11), bed.again) == (2, 1)
 
 
 @pytest.mark.parametrize("state", sorted(set(ProcessState) - WATCHED, key=str))

@@ -1,13 +1,15 @@
-"""An operator at the admin console."""
+"""An operator, at the admin console and with `pgkeeper top`."""
 
 from __future__ import annotations
 
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from testbed.rawclient import frontend
 from testbed.waiting import wait_until
-from tests.sweep.syscall.stage import Workload, act, cast, one_server
-from tests.sweep.syscall.talker import SYNC, LostError, parse, query
+from tests.sweep.syscall.stage import USER, Workload, act, cast, one_server
+from tests.sweep.syscall.talker import SYNC, LostError, parse, query, startup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,46 @@ def _kill(stage: Stage, name: str) -> None:
             columns += 1
     if columns != 1:
         raise LostError(f"the console shows {columns} clients {name}")
+
+
+# Each fills many of the buffers between PostgreSQL and a client that does not read.
+_LONG = 20_000
+_MANY = 40
+
+
+def _end_sessions(stage: Stage) -> None:
+    """`pgkeeper top`: one at rest, one that waits, in a transaction, in a result, in its login."""
+    a, b, c, d, e = stage.talkers
+    stage.end(b)
+    b.drain()
+    c.ask(query("BEGIN"), query(act("never committed")), times=2)
+    d.send(query(act("never run")))
+    d.await_read()
+    stage.end(d)
+    d.drain()
+    a.send(query(act("a waits")))
+    a.await_read()
+    stage.end(c)
+    c.drain()
+    a.ready()
+    # Nothing may be said in the middle of a message.
+    e.send(query(f"SELECT repeat('x', {_LONG}) FROM generate_series(1, {_MANY})"))
+    e.until(b"T")
+    e.await_answer()
+    stage.end(e)
+    row = struct.pack("!hi", 1, _LONG) + b"x" * _LONG
+    e.drain_cut(frontend("D", row) * _MANY)
+    f = stage.talker("f")
+    f.send(startup(USER, stage.database)[:20])
+    f.await_read()
+    stage.end(f)
+    f.drain()
+    a.ask(query(act("a")))
+
+
+def _with_one_who_does_not_read(stage: Stage) -> None:
+    cast(*"abcd")(stage)
+    stage.talker("e", receive_buffer=4096).log_in(USER, stage.database)
 
 
 def _kill_database(stage: Stage) -> None:
@@ -229,6 +271,14 @@ WORKLOADS = (
         pool="pool_size=1",
         warm=one_server,
         opening=cast(*"abcd", named=True),
+    ),
+    Workload(
+        "end-sessions",
+        _end_sessions,
+        pool="pool_size=1",
+        settings={"tcp_socket_buffer": 4096},
+        warm=one_server,
+        opening=_with_one_who_does_not_read,
     ),
     Workload(
         "kill-database",
