@@ -6,6 +6,7 @@ Whoever handles something logs it, with a name from `Event` and the facts as key
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Iterator, Mapping, MutableMapping
     from typing import TextIO
 
-__all__ = ["LEVELS", "REDACTED", "Event", "configure", "get_logger"]
+__all__ = ["LEVELS", "REDACTED", "Event", "configure", "get_logger", "lines_later"]
 
 LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -86,16 +87,70 @@ def configure(json: bool = False, level: str = "info", stream: TextIO | None = N
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        redact,
     ]
+    making: list[structlog.typing.Processor] = [redact]
     if json:
-        processors.append(structlog.processors.format_exc_info)
+        making.append(structlog.processors.format_exc_info)
+    making.append(renderer)
     structlog.configure(
-        processors=[*processors, renderer],
+        processors=[*processors, _Postponing(making), *making],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
+
+
+class _Postponing:
+    """structlog processor: keeps a line back while `lines_later` says so; `making` makes it then.
+
+    Not one with a traceback, which is made of what is being handled now.
+    """
+
+    def __init__(self, making: list[structlog.typing.Processor]) -> None:
+        self._making = making
+
+    def __call__(
+        self, logger: Any, method: str, event_dict: MutableMapping[str, Any]
+    ) -> MutableMapping[str, Any]:
+        if _postponed is None:
+            return event_dict
+        if event_dict.get("exc_info"):
+            _write_postponed()
+            return event_dict
+        _postponed.append((self._making, logger, method, event_dict))
+        raise structlog.DropEvent
+
+
+_postponed: list[tuple[list[structlog.typing.Processor], Any, str, Any]] | None = None
+
+
+@contextlib.contextmanager
+def lines_later() -> Iterator[None]:
+    """Write what is logged in here when it is over, with the times at which it was logged.
+
+    The first line after some rest takes a third of a millisecond: whoever waits for what is done in
+    here is not to wait for its log.
+    """
+    global _postponed
+    if _postponed is not None:
+        yield
+        return
+    _postponed = []
+    try:
+        yield
+    finally:
+        _write_postponed()
+        _postponed = None
+
+
+def _write_postponed() -> None:
+    assert _postponed is not None  # noqa: S101 - only asked while lines are kept back
+    lines, _postponed[:] = _postponed[:], []
+    for making, logger, method, line in lines:
+        made = line
+        for process in making:
+            made = process(logger, method, made)
+        getattr(logger, method)(made)
 
 
 def get_logger(**bound: object) -> structlog.typing.FilteringBoundLogger:

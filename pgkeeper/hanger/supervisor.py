@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgkeeper.bouncer.spawn import start
 from pgkeeper.errors import PgkeeperError
@@ -23,7 +23,7 @@ from pgkeeper.hanger.process import Process
 from pgkeeper.hanger.quarantine import Quarantine
 from pgkeeper.hanger.reception import Reception
 from pgkeeper.hanger.refusals import Refusals
-from pgkeeper.log import get_logger
+from pgkeeper.log import get_logger, lines_later
 from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
 from protocol.control import Adopt
@@ -44,6 +44,10 @@ log = get_logger()
 _TAKES_CLIENTS = frozenset(
     {ProcessState.ADOPTING, ProcessState.ACTIVE, ProcessState.FREEZING, ProcessState.FROZEN}
 )
+
+#: Seconds that the one that serves has for those who waited for it, before a standby is started:
+#: that takes a processor for ten milliseconds or more.
+_STANDBY_AFTER: Final = 0.1
 
 
 class Supervisor:
@@ -175,7 +179,7 @@ class Supervisor:
 
         send_sockets(link, self.holdings.vault)
         link.send_later(adopt)
-        # Only now: everybody waits for those, and a line takes as long as three hundred of them.
+        # Only now: everybody waits for those.
         log.info(
             HangerEvent.BOUNCER_ADOPTING,
             pid=process.pid,
@@ -187,6 +191,10 @@ class Supervisor:
 
     def welcomed(self, process: Process) -> None:
         """Reactions: it stands by, or returns."""
+        with lines_later():
+            self._welcomed(process)
+
+    def _welcomed(self, process: Process) -> None:
         if process.state is ProcessState.RETURNING:
             log.info(
                 HangerEvent.BOUNCER_RETURNING, pid=process.pid, incarnation=process.incarnation
@@ -233,7 +241,7 @@ class Supervisor:
             "READY=1", f"STATUS=pgbouncer {process.pid} serves, incarnation {process.incarnation}"
         )
         self.listeners.retry()
-        self.arrange()
+        self._loop.call_later(_STANDBY_AFTER, self.arrange)
 
     def said_farewell(self, process: Process) -> None:
         """Reactions: it has ended all sessions, as the operator wished."""
@@ -250,7 +258,9 @@ class Supervisor:
 
     def lost_touch(self, process: Process) -> None:
         """Reactions: its connection ended; mostly because it is dying."""
-        if process.owner:
+        if process.alive and process.pidfd.ended:
+            self.died(process)  # of which its pidfd would tell a turn later
+        elif process.owner:
             if process.state not in (ProcessState.LEAVING, ProcessState.FENCED):
                 process.set_deadline(self.settings.patience.lost_link, "its connection has ended")
         elif process.child is not None:
@@ -260,8 +270,13 @@ class Supervisor:
 
     def died(self, process: Process) -> None:
         """Reactions: the kernel says that it has ended."""
-        if process.link is not None:
-            process.link.drain()  # what it said last still counts
+        with lines_later():
+            if process.link is not None:
+                process.link.drain()  # what it said last still counts
+            if process.alive:  # else the end of its connection was read, and has led here
+                self._died(process)
+
+    def _died(self, process: Process) -> None:
         owner, was = process.owner, process.state
         process.feed(Event.DIED)
         self.census.discard(process)
