@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping
     from typing import TextIO
 
-__all__ = ["LEVELS", "REDACTED", "Event", "configure", "get_logger", "lines_later"]
+__all__ = ["LEVELS", "REDACTED", "Event", "Logger", "configure", "get_logger", "lines_later"]
 
 LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -86,42 +88,60 @@ def configure(json: bool = False, level: str = "info", stream: TextIO | None = N
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
+        redact,
     ]
-    making: list[structlog.typing.Processor] = [redact]
     if json:
-        making.append(structlog.processors.format_exc_info)
-    making.append(renderer)
+        processors.append(structlog.processors.format_exc_info)
     structlog.configure(
-        processors=[*processors, _Postponing(making), *making],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
 
 
-class _Postponing:
-    """structlog processor: keeps a line back while `lines_later` says so; `making` makes it then.
+class Logger:
+    """structlog's, but for `lines_later`."""
 
-    Not one with a traceback, which is made of what is being handled now.
-    """
+    def __init__(self, bound: Mapping[str, object]) -> None:
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
 
-    def __init__(self, making: list[structlog.typing.Processor]) -> None:
-        self._making = making
+    def debug(self, event: str, **facts: object) -> None:
+        """Of use to developers."""
+        self._say("debug", event, facts)
 
-    def __call__(
-        self, logger: Any, method: str, event_dict: MutableMapping[str, Any]
-    ) -> MutableMapping[str, Any]:
+    def info(self, event: str, **facts: object) -> None:
+        """As it should be."""
+        self._say("info", event, facts)
+
+    def warning(self, event: str, **facts: object) -> None:
+        """Somebody may have to do something."""
+        self._say("warning", event, facts)
+
+    def error(self, event: str, **facts: object) -> None:
+        """Somebody has to do something."""
+        self._say("error", event, facts)
+
+    def exception(self, event: str, **facts: object) -> None:
+        """An error, with the traceback of the exception that is being handled."""
+        if _postponed is not None:
+            _write_postponed(_postponed)
+        self._log.exception(event, **facts)
+
+    def _say(self, level: str, event: str, facts: dict[str, object]) -> None:
         if _postponed is None:
-            return event_dict
-        if event_dict.get("exc_info"):
-            _write_postponed()
-            return event_dict
-        _postponed.append((self._making, logger, method, event_dict))
-        raise structlog.DropEvent
+            self.write(level, event, facts)
+        else:
+            facts["timestamp"] = time.time()
+            _postponed.append((self, level, event, facts))
+
+    def write(self, level: str, event: str, facts: Mapping[str, object]) -> None:
+        """A line, now."""
+        getattr(self._log, level)(event, **facts)
 
 
-_postponed: list[tuple[list[structlog.typing.Processor], Any, str, Any]] | None = None
+_postponed: list[tuple[Logger, str, str, dict[str, object]]] | None = None
 
 
 @contextlib.contextmanager
@@ -135,28 +155,33 @@ def lines_later() -> Iterator[None]:
     if _postponed is not None:
         yield
         return
-    _postponed = []
+    lines = _postponed = []
     try:
         yield
     finally:
-        _write_postponed()
         _postponed = None
+        _write_postponed(lines)
 
 
-def _write_postponed() -> None:
-    assert _postponed is not None  # noqa: S101 - only asked while lines are kept back
-    lines, _postponed[:] = _postponed[:], []
-    for making, logger, method, line in lines:
-        made = line
-        for process in making:
-            made = process(logger, method, made)
-        getattr(logger, method)(made)
+def _write_postponed(lines: list[tuple[Logger, str, str, dict[str, object]]]) -> None:
+    for logger, level, event, facts in lines:
+        logger.write(level, event, facts)
+    lines.clear()
 
 
-def get_logger(**bound: object) -> structlog.typing.FilteringBoundLogger:
+def get_logger(**bound: object) -> Logger:
     """A logger with `bound` in each of its lines, for example `incarnation=3`."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
-    return logger
+    return Logger(bound)
+
+
+def _stamp(
+    _logger: Any, _method: str, event_dict: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """structlog processor: the time, now unless the line was kept back."""
+    seconds = event_dict.pop("timestamp", None)
+    at = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    event_dict["timestamp"] = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return event_dict
 
 
 def redact(

@@ -10,10 +10,11 @@ from pgkeeper.bouncer.spawn import start
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.absence import Absence
 from pgkeeper.hanger.accounts import Accounts, lost_by_reason
+from pgkeeper.hanger.advance import Advance
 from pgkeeper.hanger.backoff import Backoff
 from pgkeeper.hanger.census import Census
 from pgkeeper.hanger.closing import Closing
-from pgkeeper.hanger.delivery import send_client, send_sockets
+from pgkeeper.hanger.delivery import send_client
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.history import cause_of
 from pgkeeper.hanger.holdings import Holdings
@@ -71,6 +72,7 @@ class Supervisor:
         self.launch = launch
         self.census = Census()
         self.holdings = Holdings()
+        self.advance = Advance(loop, self.census, self.holdings.vault)
         self.accounts = Accounts(loop.time())
         self.room = Room(ini.max_client_conn)
         self.quarantine = Quarantine(loop.time, self.holdings)
@@ -177,7 +179,7 @@ class Supervisor:
             down = self.accounts.vacancy(self._loop.time())
             return Adopt(process.incarnation, int(down * 1e6), self.holdings.format), ()
 
-        send_sockets(link, self.holdings.vault)
+        self.advance.complete(process)
         link.send_later(adopt)
         # Only now: everybody waits for those.
         log.info(
@@ -206,6 +208,7 @@ class Supervisor:
             process.clear_deadline()
             self.standby_trouble = None
             log.info(HangerEvent.BOUNCER_STANDBY, pid=process.pid)
+            self.advance.came()
         self.arrange()
 
     def refused(self, process: Process) -> None:
@@ -275,6 +278,7 @@ class Supervisor:
                 process.link.drain()  # what it said last still counts
             if process.alive:  # else the end of its connection was read, and has led here
                 self._died(process)
+                process.forget()
 
     def _died(self, process: Process) -> None:
         owner, was = process.owner, process.state

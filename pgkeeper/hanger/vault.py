@@ -10,18 +10,19 @@ import os
 import socket
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pgkeeper.hanger.fdstore import socket_name
 from pgkeeper.hanger.login_guard import UNIX
-from protocol.control import BATCH, HeldSocket, UnheldReason
+from protocol.control import HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, KeysView, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from pgkeeper.hanger.fdstore import FdStore
 
-__all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "is_server", "reason_name"]
+__all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "Watcher", "is_server", "reason_name"]
 
 #: Set in the tokens that pgbouncer makes itself, for its connections to servers (control.h).
 SERVER_BIT: Final = 1 << 63
@@ -60,6 +61,18 @@ class Held:
     born: int = 0
 
 
+class Watcher(Protocol):
+    """Who wants to know of what comes and goes."""
+
+    def came(self) -> None:
+        """A socket is held."""
+        ...
+
+    def went(self, tokens: Iterable[int]) -> None:
+        """These are not any more."""
+        ...
+
+
 class Vault:
     """Owns every descriptor put into it and closes each exactly once.
 
@@ -69,6 +82,7 @@ class Vault:
     def __init__(self) -> None:
         self.store: FdStore | None = None
         """Keeps duplicates of all that is held, if there is one."""
+        self.watcher: Watcher | None = None
         self.era = 0
         """The incarnation that serves, or has served last."""
         self._held: dict[int, Held] = {}
@@ -96,7 +110,7 @@ class Vault:
         return len(self._held)
 
     @property
-    def tokens(self) -> KeysView[int]:
+    def tokens(self) -> AbstractSet[int]:
         """Of all held sockets, as they come and go."""
         return self._held.keys()
 
@@ -150,11 +164,6 @@ class Vault:
         """All held sockets, by ascending token, so clients in the order they came."""
         return iter(sorted(self._held.values(), key=lambda held: held.token))
 
-    def batches(self) -> list[tuple[int, ...]]:
-        """The tokens of all held sockets, as many at a time as fit into one message."""
-        tokens = sorted(self._held)
-        return [tuple(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
-
     def pick(self, tokens: Iterable[int]) -> tuple[tuple[HeldSocket, ...], tuple[int, ...]]:
         """Those of `tokens` that are still held, for a message, and their descriptors."""
         found = [self._held[token] for token in tokens if token in self._held]
@@ -206,6 +215,8 @@ class Vault:
 
     def close_all(self) -> None:
         """Close every duplicate; tokens are never used again."""
+        if self.watcher is not None:
+            self.watcher.went(self._held)
         for held in self._held.values():
             self._forget(held)
             os.close(held.fd)
@@ -222,10 +233,14 @@ class Vault:
             self._servers -= 1
         self._forget(held)
         os.close(held.fd)
+        if self.watcher is not None:
+            self.watcher.went((token,))
         return True
 
     def _hold(self, held: Held) -> None:
         self._held[held.token] = held
+        if self.watcher is not None:
+            self.watcher.came()
         if self.store is not None:
             self.store.put(socket_name(held.token, unix=held.unix), held.fd)
 

@@ -171,7 +171,7 @@ def test_a_traceback_is_written_at_once_behind_what_came_before_it() -> None:
         try:
             raise ValueError("because")
         except ValueError:
-            log.get_logger().error("failed", exc_info=True)
+            log.get_logger().exception("failed")
         written = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [one["event"] for one in written] == ["first", "failed"]
     assert "because" in written[1]["exception"]
