@@ -15,8 +15,8 @@
 #include "keeper/internal.h"
 #include "keeper/adopt.h"
 
-/* quiet for so long, microseconds: so much of a standby's time may be used */
-#define PREPARE_AFTER	(20 * 1000)
+/* after something new, microseconds: a standby is not to use a processor all the time */
+#define PREPARE_AFTER	(50 * 1000)
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_READ	22
@@ -57,8 +57,8 @@ void keeper_held_forget(const uint64_t *tokens, unsigned count)
 		/* it has ended, and our duplicate would keep the peer from hearing of that */
 		if (!count || k < count)
 			safe_close(keeper_held[i].fd);
-		else
-			keeper_held[kept++] = keeper_held[i];
+		else if (kept++ < i)
+			keeper_held[kept - 1] = keeper_held[i];
 	}
 	keeper_n_held = kept;
 }
@@ -108,12 +108,15 @@ static void ask_addresses(struct KeeperHeld *entry)
 			       && getsockname(entry->fd, (struct sockaddr *)&entry->local, &local_len) == 0;
 }
 
-/* so many objects can be had without a look for memory */
+/* so many objects can be had without a look for memory; nobody takes any before the adoption */
 static void fill_slab(struct Slab *slab, unsigned wanted)
 {
 	unsigned n = wanted, i;
-	void **object = calloc(wanted + 1, sizeof(*object));
+	void **object;
 
+	if (slab_free_count(slab) >= (int)wanted)
+		return;
+	object = calloc(wanted, sizeof(*object));
 	if (!object)
 		return;
 	for (i = 0; i < n; i++) {
@@ -159,8 +162,9 @@ void keeper_prepare_soon(void)
 {
 	static struct timeval period = { 0, PREPARE_AFTER };
 
-	if (!preparing)
-		evtimer_assign(&prepare_event, pgb_event_base, prepare_cb, NULL);
+	if (preparing)
+		return;
+	evtimer_assign(&prepare_event, pgb_event_base, prepare_cb, NULL);
 	preparing = evtimer_add(&prepare_event, &period) == 0;
 }
 

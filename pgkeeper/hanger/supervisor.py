@@ -293,11 +293,8 @@ class Supervisor:
             state=was.value,
             how=str(end),
         )
-        if owner or not process.dismissed:
-            segment = self.holdings.segment
-            died_of = 0 if segment is None else segment.died_of
-            cause = cause_of(process, was, served=owner, died_of=died_of)
-            self.accounts.history.died(cause)
+        segment = self.holdings.segment
+        died_of = 0 if segment is None else segment.died_of
         if owner:
             self._vacated(process)
         if not (process.dismissed or process.said_farewell or process.reserved):
@@ -310,8 +307,12 @@ class Supervisor:
             self.crashes.forgive()
         if process.said_farewell and self.settings.supervise and not self.closing.begun:
             self._on_end()
-            return
-        self.arrange()
+        else:
+            self.arrange()
+        # Here everybody who waited for the next one has it.
+        if owner or not process.dismissed:
+            cause = cause_of(process, was, served=owner, died_of=died_of)
+            self.accounts.history.died(cause)
 
     # its absence
 
