@@ -6,19 +6,22 @@ Whoever handles something logs it, with a name from `Event` and the facts as key
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import time
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping
+    from collections.abc import Iterator, Mapping, MutableMapping
     from typing import TextIO
 
-__all__ = ["LEVELS", "REDACTED", "Event", "configure", "get_logger"]
+__all__ = ["LEVELS", "REDACTED", "Event", "Logger", "configure", "get_logger", "lines_later"]
 
 LEVELS: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -85,7 +88,7 @@ def configure(json: bool = False, level: str = "info", stream: TextIO | None = N
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
         redact,
     ]
     if json:
@@ -98,10 +101,87 @@ def configure(json: bool = False, level: str = "info", stream: TextIO | None = N
     )
 
 
-def get_logger(**bound: object) -> structlog.typing.FilteringBoundLogger:
+class Logger:
+    """structlog's, but for `lines_later`."""
+
+    def __init__(self, bound: Mapping[str, object]) -> None:
+        self._log: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
+
+    def debug(self, event: str, **facts: object) -> None:
+        """Of use to developers."""
+        self._say("debug", event, facts)
+
+    def info(self, event: str, **facts: object) -> None:
+        """As it should be."""
+        self._say("info", event, facts)
+
+    def warning(self, event: str, **facts: object) -> None:
+        """Somebody may have to do something."""
+        self._say("warning", event, facts)
+
+    def error(self, event: str, **facts: object) -> None:
+        """Somebody has to do something."""
+        self._say("error", event, facts)
+
+    def exception(self, event: str, **facts: object) -> None:
+        """An error, with the traceback of the exception that is being handled."""
+        if _postponed is not None:
+            _write_postponed(_postponed)
+        self._log.exception(event, **facts)
+
+    def _say(self, level: str, event: str, facts: dict[str, object]) -> None:
+        if _postponed is None:
+            self.write(level, event, facts)
+        else:
+            facts["timestamp"] = time.time()
+            _postponed.append((self, level, event, facts))
+
+    def write(self, level: str, event: str, facts: Mapping[str, object]) -> None:
+        """A line, now."""
+        getattr(self._log, level)(event, **facts)
+
+
+_postponed: list[tuple[Logger, str, str, dict[str, object]]] | None = None
+
+
+@contextlib.contextmanager
+def lines_later() -> Iterator[None]:
+    """Write what is logged in here when it is over, with the times at which it was logged.
+
+    The first line after some rest takes a third of a millisecond: whoever waits for what is done in
+    here is not to wait for its log.
+    """
+    global _postponed
+    if _postponed is not None:
+        yield
+        return
+    lines = _postponed = []
+    try:
+        yield
+    finally:
+        _postponed = None
+        _write_postponed(lines)
+
+
+def _write_postponed(lines: list[tuple[Logger, str, str, dict[str, object]]]) -> None:
+    for logger, level, event, facts in lines:
+        logger.write(level, event, facts)
+    lines.clear()
+
+
+def get_logger(**bound: object) -> Logger:
     """A logger with `bound` in each of its lines, for example `incarnation=3`."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(**bound)
-    return logger
+    return Logger(bound)
+
+
+def _stamp(
+    _logger: Any, _method: str, event_dict: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """structlog processor: the time, now unless the line was kept back."""
+    seconds = event_dict.pop("timestamp", None)
+    at = datetime.now(UTC) if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    event_dict["timestamp"] = at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return event_dict
 
 
 def redact(

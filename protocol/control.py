@@ -19,6 +19,7 @@ from protocol.control_layouts import (
     HEAD,
     LAYOUTS,
     MESSAGE_MAX,
+    Feature,
     Lost,
     MessageType,
     Role,
@@ -29,6 +30,7 @@ from protocol.control_messages import (
     Client,
     Draining,
     Farewell,
+    Forget,
     Freeze,
     Frozen,
     HeldSocket,
@@ -67,6 +69,8 @@ __all__ = [
     "Client",
     "Draining",
     "Farewell",
+    "Feature",
+    "Forget",
     "Freeze",
     "Frozen",
     "HeldSocket",
@@ -112,6 +116,7 @@ Message = (
     | Client
     | Freeze
     | Kill
+    | Forget
     | Thaw
     | ReleaseAll
 )
@@ -120,7 +125,19 @@ _CLASSES: dict[int, type[Message]] = {
     cls.TYPE: cls
     for cls in (
         *(Hello, Register, Release, Unheld, ListenersBack, Ready, Frozen, Farewell, Draining),
-        *(Welcome, Refuse, Listeners, Sockets, Adopt, Client, Freeze, Thaw, ReleaseAll, Kill),
+        *(
+            Welcome,
+            Refuse,
+            Listeners,
+            Sockets,
+            Adopt,
+            Client,
+            Freeze,
+            Thaw,
+            ReleaseAll,
+            Kill,
+            Forget,
+        ),
     )
 }
 

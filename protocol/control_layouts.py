@@ -42,6 +42,7 @@ class MessageType(IntEnum):
     THAW = 39
     RELEASE_ALL = 40
     KILL = 41
+    FORGET = 42
 
 
 class Role(IntEnum):
@@ -51,6 +52,13 @@ class Role(IntEnum):
     """To adopt: at once, or as a standby when told."""
     SERVING = 1
     """It lost its hanger and serves; it brings its ledger."""
+
+
+class Feature(IntEnum):
+    """`enum KeeperFeature`: bits of what a pgbouncer knows that others may not know."""
+
+    FORGETS = 1
+    """It keeps the sockets that it is sent before ADOPT, until FORGET or ADOPT."""
 
 
 class UnheldReason(IntEnum):
@@ -90,7 +98,8 @@ HELLO = Layout(
         sockets=U32,
         format_oldest=U32,
         format=U32,
-        pgbouncer_version=bytes_(32),
+        pgbouncer_version=bytes_(28),
+        features=U32,
     ),
 )
 WELCOME = Layout("KeeperWelcome", record(incarnation=U64, generation=U64, held=U32, pad=U32))

@@ -127,6 +127,7 @@ class Hello(Body):
     `incarnation`, `last_token` (highest client token used) and `sockets` (how many it will
     register) are 0 unless it is serving, and `format`, in which it writes its ledger.  It reads and
     writes the ledger formats `format_oldest` to `format_version`; `signature` is the newest one's.
+    `features` are bits of `Feature`; who knows of none has zeros there.
     """
 
     TYPE: ClassVar = MessageType.HELLO
@@ -146,6 +147,7 @@ class Hello(Body):
     format_oldest: int = 0
     format: int = 0
     pgbouncer_version: str = ""
+    features: int = 0
 
     def build(self) -> bytes:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -193,7 +195,10 @@ class Register(_Sockets):
 
 @dataclass(frozen=True, slots=True)
 class Sockets(_Sockets):
-    """The hanger hands held sockets to the one that will adopt.  Descriptors: one a socket."""
+    """The hanger hands held sockets to the one that will adopt.  Descriptors: one a socket.
+
+    One with `Feature.FORGETS` may get them from WELCOME on.
+    """
 
     TYPE: ClassVar = MessageType.SOCKETS
 
@@ -257,6 +262,13 @@ class Kill(_Tokens):
     """The hanger asks pgbouncer to end these clients; one that it does not know has gone."""
 
     TYPE: ClassVar = MessageType.KILL
+
+
+@dataclass(frozen=True, slots=True)
+class Forget(_Tokens):
+    """The hanger tells who is to adopt that these sockets have ended; no tokens: all begin anew."""
+
+    TYPE: ClassVar = MessageType.FORGET
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,41 @@
 
 /* by slot */
 struct KeeperAdoptee *keeper_adoptee;
+/* as long as that */
+static PgPool **pool_room;
+static PgSocket **socket_room;
+
+/* zeros; each page is written to, so that it is there when it is needed */
+static void *make_room_for(size_t size)
+{
+	volatile uint8_t *room = calloc(1, size);
+	size_t at;
+
+	if (!room)
+		die("keeper: out of memory");
+	for (at = 0; at < size; at += 4096)
+		room[at] = 0;
+	return (void *)room;
+}
+
+void keeper_adoptees_begin(void)
+{
+	size_t n = keeper_store.header->slots + 1;
+
+	if (keeper_adoptee)
+		return;
+	keeper_adoptee = make_room_for(n * sizeof(*keeper_adoptee));
+	socket_room = make_room_for(n * sizeof(*socket_room));
+	pool_room = make_room_for(n * sizeof(*pool_room));
+}
+
+static void adoptees_end(void)
+{
+	free(keeper_adoptee);
+	free(socket_room);
+	free(pool_room);
+	keeper_adoptee = NULL;
+}
 
 /*
  * Ends.
@@ -260,11 +295,12 @@ static uint64_t highest_token(void)
 }
 
 /* sockets that no slot names: new clients, and what was being closed */
-static void sort_out_unnamed(struct KeeperHeld *held, unsigned n_held, uint64_t watermark)
+static void sort_out_unnamed(uint64_t watermark)
 {
+	const struct KeeperHeld *held = keeper_held;
 	unsigned i;
 
-	for (i = 0; i < n_held; i++) {
+	for (i = 0; i < keeper_n_held; i++) {
 		if (held[i].fd < 0)
 			continue;
 		if (!(held[i].token & KEEPER_SERVER_TOKEN) && held[i].token > watermark) {
@@ -280,7 +316,7 @@ static void sort_out_unnamed(struct KeeperHeld *held, unsigned n_held, uint64_t 
 	}
 }
 
-void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, struct KeeperReady *ready)
+void keeper_adopt(uint64_t down_us, struct KeeperReady *ready)
 {
 	struct KeeperActRecord act;
 	uint64_t watermark;
@@ -294,11 +330,9 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	/* from now on we are who may crash */
 	keeper_last_words();
 	keeper_handles_nobody();
-	keeper_adoptee = calloc(n_slots + 1, sizeof(*keeper_adoptee));
-	list = calloc(n_slots + 1, sizeof(*list));
-	changed_pool = calloc(n_slots + 1, sizeof(*changed_pool));
-	if (!keeper_adoptee || !list || !changed_pool)
-		die("keeper: out of memory");
+	keeper_adoptees_begin();
+	changed_pool = pool_room;
+	list = socket_room;
 
 	/* read everything */
 	keeper_store_recover(&keeper_store);
@@ -306,7 +340,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 	next_unique_query_id = keeper_store.header->query_id;
 	if (keeper_store.header->socket_id > last_pgsocket_id)
 		last_pgsocket_id = keeper_store.header->socket_id;
-	keeper_read_slots(held, n_held);
+	keeper_read_slots();
 	if (act.epoch != keeper_store.epoch) {
 		/* damaged: nothing may lie beyond the commit, and all we know of are old */
 		log_warning("keeper: the ledger's act record is damaged");
@@ -397,10 +431,7 @@ void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, st
 		keeper_maintain_soon();
 	for (i = 0; i < n_changed; i++)
 		tag_pool_dirty(changed_pool[i]);
-	sort_out_unnamed(held, n_held, watermark);
+	sort_out_unnamed(watermark);
 
-	free(keeper_adoptee);
-	free(list);
-	free(changed_pool);
-	keeper_adoptee = NULL;
+	adoptees_end();
 }

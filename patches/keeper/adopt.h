@@ -9,6 +9,7 @@
 struct KeeperAdoptee {
 	struct KeeperCopy copy;		/* ours to adjust by the kernel's figures */
 	int fd;
+	const struct KeeperHeld *held;	/* where it is from */
 	bool damaged;			/* nothing but the token is left of the copy */
 	bool lost;			/* cannot go on */
 	enum KeeperLost reason;
@@ -21,6 +22,9 @@ struct KeeperAdoptee {
 };
 
 extern struct KeeperAdoptee *keeper_adoptee;	/* by slot */
+
+/* make room for all of them, unless there is */
+void keeper_adoptees_begin(void);
 
 static inline bool keeper_is_socket(const struct KeeperCopy *copy)
 {
@@ -41,7 +45,7 @@ bool keeper_is_sending(const struct KeeperCopy *copy);
  */
 
 /* take the true copies and the descriptors that belong to them */
-void keeper_read_slots(struct KeeperHeld *held, unsigned n_held);
+void keeper_read_slots(void);
 /* this one cannot go on */
 void keeper_lose(uint32_t slot, enum KeeperLost reason);
 /* compare with the kernel's figures; pools must have been read */

@@ -32,13 +32,14 @@ enum KeeperMessageType {
 	KEEPER_MSG_WELCOME = 32,	/* KeeperWelcome; descriptor: the ledger, unless it brought one */
 	KEEPER_MSG_REFUSE = 33,	/* a text follows: the reason, one line */
 	KEEPER_MSG_LISTENERS = 34,	/* KeeperListeners; descriptors: the listening sockets */
-	KEEPER_MSG_SOCKETS = 35,	/* KeeperSockets; descriptors: held sockets to adopt */
+	KEEPER_MSG_SOCKETS = 35,	/* KeeperSockets; descriptors: held sockets to adopt, from WELCOME on */
 	KEEPER_MSG_ADOPT = 36,	/* KeeperAdopt: all was sent, go */
 	KEEPER_MSG_CLIENT = 37,	/* KeeperSockets of 1: a new client */
 	KEEPER_MSG_FREEZE = 38,	/* KeeperFreeze: stop at a commit */
 	KEEPER_MSG_THAW = 39,	/* go on */
 	KEEPER_MSG_RELEASE_ALL = 40,	/* say goodbye to every client, then exit */
 	KEEPER_MSG_KILL = 41,	/* KeeperTokens: end these clients; one that is not there has gone */
+	KEEPER_MSG_FORGET = 42,	/* KeeperTokens: these held sockets have ended, close them; of 0: all are sent anew */
 };
 
 struct KeeperMessage {
@@ -50,6 +51,10 @@ struct KeeperMessage {
 enum KeeperRole {
 	KEEPER_ROLE_SUCCESSOR = 0,	/* wants to adopt: at once, or as a standby when told */
 	KEEPER_ROLE_SERVING = 1,	/* lost its hanger, serves; brings its ledger */
+};
+
+enum KeeperFeature {
+	KEEPER_FEATURE_FORGETS = 1,	/* what it is sent before ADOPT it keeps until FORGET or ADOPT */
 };
 
 struct KeeperHello {
@@ -67,7 +72,8 @@ struct KeeperHello {
 	uint32_t sockets;	/* how many a serving one will register */
 	uint32_t format_oldest;	/* ... and the oldest */
 	uint32_t format;	/* in which a serving one writes */
-	char pgbouncer_version[32];
+	char pgbouncer_version[28];
+	uint32_t features;	/* enum KeeperFeature; who knows of none has zeros of the version here */
 };
 
 struct KeeperWelcome {

@@ -51,9 +51,6 @@ static struct {
 } listener[MAX_LISTENERS];
 static unsigned n_listeners;
 
-static struct KeeperHeld *held;
-static unsigned n_held, max_held;
-
 static void control_cb(evutil_socket_t fd, short flags, void *arg);
 static void serve(struct KeeperAdopt *adopt);
 static bool read_message(void);
@@ -112,6 +109,7 @@ static bool send_hello(enum KeeperRole role)
 	hello.signature = KEEPER_SIGNATURE;
 	hello.pid = getpid();
 	wanted_sizes(&hello);
+	hello.features = KEEPER_FEATURE_FORGETS;
 	strlcpy(hello.pgbouncer_version, PACKAGE_VERSION, sizeof(hello.pgbouncer_version));
 	if (role == KEEPER_ROLE_SUCCESSOR)
 		return keeper_link_send(KEEPER_MSG_HELLO, &hello, sizeof(hello), NULL, 0);
@@ -223,20 +221,6 @@ static void add_listener(int fd, bool is_unix)
 	n_listeners++;
 }
 
-static void add_held(uint64_t token, int fd, bool is_unix)
-{
-	if (n_held == max_held) {
-		max_held = max_held ? 2 * max_held : 1024;
-		held = realloc(held, max_held * sizeof(*held));
-		if (!held)
-			die("keeper: out of memory");
-	}
-	held[n_held].token = token;
-	held[n_held].fd = fd;
-	held[n_held].is_unix = is_unix;
-	n_held++;
-}
-
 static void new_client(uint64_t token, int fd, bool is_unix, bool fresh)
 {
 	if (cf_shutdown) {
@@ -327,9 +311,9 @@ static void freeze(const struct KeeperFreeze *wish)
 	frozen = false;
 	reset_time_cache();
 	/* who came meanwhile */
-	for (i = 0; i < n_held; i++)
-		new_client(held[i].token, held[i].fd, held[i].is_unix, false);
-	n_held = 0;
+	for (i = 0; i < keeper_n_held; i++)
+		new_client(keeper_held[i].token, keeper_held[i].fd, keeper_held[i].is_unix, false);
+	keeper_held_none();
 }
 
 /* has the client received whole messages only, with nothing left to be sent? */
@@ -442,6 +426,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 			register_all();
 		} else if (n_fds == 1 && ledger_fd < 0) {
 			map_ledger(fds[0]);
+			keeper_prepare_soon();
 			return;
 		}
 		break;
@@ -455,8 +440,15 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 		if (adopted || m.sockets.count != n_fds)
 			break;
 		for (i = 0; i < n_fds; i++)
-			add_held(m.sockets.socket[i].token, fds[i], m.sockets.socket[i].unix_socket);
+			keeper_held_add(m.sockets.socket[i].token, fds[i], m.sockets.socket[i].unix_socket);
+		keeper_prepare_soon();
 		return;
+	case KEEPER_MSG_FORGET:
+		if (adopted || m.tokens.count > KEEPER_BATCH)
+			break;
+		keeper_held_forget(m.tokens.token, m.tokens.count);
+		keeper_prepare_soon();
+		break;
 	case KEEPER_MSG_ADOPT:
 		if (!adopted && ledger_fd >= 0)
 			serve(&m.adopt);
@@ -468,7 +460,7 @@ static void handle_message(const struct KeeperMessage *head, const uint8_t *body
 			new_client(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket,
 				   m.sockets.socket[0].fresh);
 		else
-			add_held(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
+			keeper_held_add(m.sockets.socket[0].token, fds[0], m.sockets.socket[0].unix_socket);
 		return;
 	case KEEPER_MSG_FREEZE:
 		if (adopted)
@@ -545,14 +537,18 @@ void keeper_init(void)
 		die("keeper_socket and online restart (-R) cannot be used together: use 'pgkeeper handoff'");
 }
 
-static void wake_cb(evutil_socket_t sock, short flags, void *arg)
+/* who had something to say has been heard: the hanger's work would else come before that, on our processor */
+static void report_cb(evutil_socket_t sock, short flags, void *arg)
 {
-	/* that the loop turns is all: its maintenance serves who waits */
+	struct KeeperReady *ready = arg;
+
+	if (!keeper_link_send_patiently(KEEPER_MSG_READY, ready, sizeof(*ready), NULL, 0) && keeper_control_fd >= 0)
+		hanger_lost("it does not read");
 }
 
 static void serve(struct KeeperAdopt *adopt)
 {
-	struct KeeperReady ready;
+	static struct KeeperReady ready;
 	struct timeval at_once = { 0, 0 };
 	usec_t start = get_time_usec();
 
@@ -569,24 +565,23 @@ static void serve(struct KeeperAdopt *adopt)
 	}
 	adopted = true;
 	state = LINK_ACTIVE;
-	keeper_adopt(held, n_held, adopt->down_us, &ready);
+	keeper_prepare_no_more();
+	keeper_adopt(adopt->down_us, &ready);
 	/* what our predecessor was told holds for us */
 	if (cf_shutdown)
 		cleanup_sockets();
-	event_base_once(pgb_event_base, -1, EV_TIMEOUT, wake_cb, NULL, &at_once);
 	keeper_settle();
 	keeper_store_forget_damage(&keeper_store);
-	free(held);
-	held = NULL;
-	n_held = max_held = 0;
+	keeper_held_none();
 
 	ready.incarnation = adopt->incarnation;
 	ready.adoption_us = get_time_usec() - start;
 	keeper_remember_adoption(&ready, adopt->down_us);
 	log_info("keeper: incarnation %" PRIu64 " adopted %u clients and %u servers in %" PRIu64 " us",
 		 ready.incarnation, ready.clients, ready.servers, ready.adoption_us);
-	if (!keeper_link_send_patiently(KEEPER_MSG_READY, &ready, sizeof(ready), NULL, 0) && keeper_control_fd >= 0)
-		hanger_lost("it does not read");
+	/* that turns the loop too, whose maintenance serves who waits */
+	if (event_base_once(pgb_event_base, -1, EV_TIMEOUT, report_cb, &ready, &at_once) < 0)
+		report_cb(-1, EV_TIMEOUT, &ready);
 }
 
 void keeper_start(void)

@@ -323,14 +323,37 @@ static inline bool keeper_next_entry(struct KeeperEntries *cursor)
  * adopt.c
  */
 
+/* take over what the hanger holds; fills in the counts of the report */
+void keeper_adopt(uint64_t down_us, struct KeeperReady *ready);
+
+/*
+ * standby.c
+ */
+
 struct KeeperHeld {
 	uint64_t token;
 	int fd;
 	bool is_unix;
+	bool has_addresses;		/* as they are below */
+	PgAddr remote, local;
 };
 
-/* take over what the hanger holds; fills in the counts of the report */
-void keeper_adopt(struct KeeperHeld *held, unsigned n_held, uint64_t down_us, struct KeeperReady *ready);
+/* what the hanger has sent, and nobody has taken over yet */
+extern struct KeeperHeld *keeper_held;
+extern unsigned keeper_n_held;
+
+void keeper_held_add(uint64_t token, int fd, bool is_unix);
+/* these have ended; none: all of them */
+void keeper_held_forget(const uint64_t *tokens, unsigned count);
+/* all of them are somebody else's by now */
+void keeper_held_none(void);
+void keeper_held_sort(void);
+/* once they are sorted; NULL: it was not sent */
+struct KeeperHeld *keeper_held_find(uint64_t token);
+
+/* what adoption will need of memory and facts; the hanger has nothing else to say for the moment */
+void keeper_prepare_soon(void);
+void keeper_prepare_no_more(void);
 
 /*
  * show.c

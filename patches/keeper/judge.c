@@ -10,28 +10,16 @@
 #include "keeper/internal.h"
 #include "keeper/adopt.h"
 
-/*
- * Held sockets by token.
- */
-
-static int by_token(const void *a, const void *b)
+/* the held socket of this name is this slot's */
+static void take_fd(struct KeeperAdoptee *a, uint64_t token)
 {
-	const struct KeeperHeld *l = a, *r = b;
-
-	return l->token < r->token ? -1 : l->token > r->token;
-}
-
-static int take_fd(struct KeeperHeld *held, unsigned n_held, uint64_t token)
-{
-	struct KeeperHeld key = { token, -1, false };
-	struct KeeperHeld *found = n_held ? bsearch(&key, held, n_held, sizeof(key), by_token) : NULL;
-	int fd;
+	struct KeeperHeld *found = keeper_held_find(token);
 
 	if (!found)
-		return -1;
-	fd = found->fd;
+		return;
+	a->held = found;
+	a->fd = found->fd;
 	found->fd = -1;
-	return fd;
 }
 
 /*
@@ -305,7 +293,7 @@ static void take_handed(struct KeeperAdoptee *a)
 }
 
 /* what is left of a damaged slot is its socket, if that is really its own */
-static void condemn(uint32_t slot, struct KeeperHeld *held, unsigned n_held)
+static void condemn(uint32_t slot)
 {
 	struct KeeperAdoptee *a = &keeper_adoptee[slot];
 	uint64_t token = a->copy.token;
@@ -315,19 +303,18 @@ static void condemn(uint32_t slot, struct KeeperHeld *held, unsigned n_held)
 	keeper_lose(slot, KEEPER_LOST_DAMAGED);
 	if (!(token & KEEPER_SERVER_TOKEN) && token > keeper_store.watermark)
 		return;
-	a->fd = take_fd(held, n_held, token);
+	take_fd(a, token);
 	if (a->fd < 0)
 		return;
 	a->copy.token = token;
 	a->copy.kind = token & KEEPER_SERVER_TOKEN ? KEEPER_SERVER : KEEPER_CLIENT;
 }
 
-void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
+void keeper_read_slots(void)
 {
 	uint32_t slot;
 
-	if (n_held)
-		qsort(held, n_held, sizeof(*held), by_token);
+	keeper_held_sort();
 	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
 		struct KeeperAdoptee *a = &keeper_adoptee[slot];
 
@@ -338,7 +325,7 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 		} else if (a->copy.check != keeper_check(&a->copy, slot) || !keeper_plausible(&a->copy, slot)) {
 			a->damaged = true;
 		} else if (keeper_is_socket(&a->copy) || a->copy.kind == KEEPER_CLOSING) {
-			a->fd = take_fd(held, n_held, a->copy.token);
+			take_fd(a, a->copy.token);
 			/* released, but not committed as free */
 			if (a->fd < 0)
 				a->copy.kind = KEEPER_FREE;
@@ -349,6 +336,6 @@ void keeper_read_slots(struct KeeperHeld *held, unsigned n_held)
 	/* a damaged token may be another's, so these come last */
 	for (slot = 1; slot <= keeper_store.header->slots; slot++) {
 		if (keeper_adoptee[slot].damaged)
-			condemn(slot, held, n_held);
+			condemn(slot);
 	}
 }

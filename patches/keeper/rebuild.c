@@ -180,6 +180,20 @@ static bool pool_ok(const struct KeeperCopy *c, const PgDatabase *db)
 	return pool->db == db;
 }
 
+static void rebuild_addresses(PgSocket *sk, const struct KeeperAdoptee *a, bool is_unix)
+{
+	if (a->held->has_addresses) {
+		sk->remote_addr = a->held->remote;
+		sk->local_addr = a->held->local;
+		return;
+	}
+	if (is_server_socket(sk) && is_unix)
+		pga_set(&sk->remote_addr, AF_UNIX, sk->pool->db->port);
+	else
+		fill_remote_addr(sk, a->fd, is_unix);
+	fill_local_addr(sk, a->fd, is_unix);
+}
+
 /* a PgSocket in no list yet; NULL: lost, with the reason set */
 PgSocket *keeper_rebuild(uint32_t slot)
 {
@@ -251,11 +265,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	sk->sbuf.pkt_action = c->pkt_action;
 	sk->sbuf.pkt_remain = c->pkt_remain;
 	sk->sbuf.skip_remain = c->skip_remain;
-	if (is_server && is_unix)
-		pga_set(&sk->remote_addr, AF_UNIX, sk->pool->db->port);
-	else
-		fill_remote_addr(sk, a->fd, is_unix);
-	fill_local_addr(sk, a->fd, is_unix);
+	rebuild_addresses(sk, a, is_unix);
 
 	if (a->iobuf && c->io_recv > c->io_done) {
 		IOBuf *io = keeper_store_iobuf(&keeper_store, a->iobuf);

@@ -39,8 +39,8 @@ class BouncerLink:
     """A SOCK_SEQPACKET connection with a queue of its own.
 
     `on_message(link, message, fds)` owns `fds`, even if it raises.  `on_end(link, error)` comes
-    once, when the peer has closed the connection (None) or has broken the protocol; the link is
-    closed before.  `pid` is the peer's in our PID namespace, 0 if it has none there.
+    once, when the peer has closed the connection (None) or has broken the protocol; the link counts
+    as closed by then.  `pid` is the peer's in our PID namespace, 0 if it has none there.
     """
 
     def __init__(
@@ -113,6 +113,9 @@ class BouncerLink:
         if self.closed:
             return
         self.closed = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self._queue.clear()
         if self._retry is not None:
             self._retry.cancel()
@@ -169,8 +172,12 @@ class BouncerLink:
     def _end(self, error: RemoteProtocolError | None) -> None:
         if self.closed:
             return
-        self.close()
-        self._on_end(self, error)
+        self.closed = True
+        # Whoever hears of it may have more urgent things to do than what is left here.
+        try:
+            self._on_end(self, error)
+        finally:
+            self._hang_up()
 
     def _flush(self) -> None:
         self._retry = None

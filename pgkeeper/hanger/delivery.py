@@ -1,4 +1,4 @@
-"""Sending sockets to a pgbouncer: all that are held, or one new client.
+"""Sending sockets to a pgbouncer: some that are held, or one new client.
 
 Each message is made when its turn comes, of what is held then: a socket that was closed while it
 waited in the queue is left out.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from protocol.control import Client, Sockets, encode_client
+from protocol.control import BATCH, Client, Sockets, encode_client
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pgkeeper.hanger.bouncer_link import BouncerLink
     from pgkeeper.hanger.vault import Held, Vault
     from protocol.control import Message
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["send_client", "send_sockets"]
 
 
-def send_sockets(link: BouncerLink, vault: Vault) -> None:
-    """Send everything that is held now, in messages of as many as one may carry."""
-    for tokens in vault.batches():
-        link.send_later(functools.partial(_sockets, vault, tokens))
+def send_sockets(link: BouncerLink, vault: Vault, tokens: Iterable[int]) -> None:
+    """Send those of `tokens` that are held, in messages of as many as one may carry."""
+    ordered = sorted(tokens)
+    for at in range(0, len(ordered), BATCH):
+        link.send_later(functools.partial(_sockets, vault, tuple(ordered[at : at + BATCH])))
 
 
 def send_client(link: BouncerLink, vault: Vault, held: Held, *, fresh: bool) -> None:

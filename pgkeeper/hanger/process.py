@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pgkeeper.bouncer.pidfd import Pidfd
     from pgkeeper.bouncer.spawn import Launch
+    from pgkeeper.hanger.advance import Given
     from pgkeeper.hanger.bouncer_link import BouncerLink
     from pgkeeper.hanger.formats import Formats
     from protocol.control import Ready
@@ -34,7 +35,8 @@ class Process:
     sockets that are to come with that handoff; `dismissed` says that we
     wanted it to end, so that its death is nobody's crash; `faulty` that we had to kill it; `looped`
     that it ran for ever then.  `end` is how it ended, None while it lives; `formats` the ledger's
-    that it knows, None before HELLO.
+    that it knows, None before HELLO; `given` what it has of the held sockets in advance, None if it
+    gets them when it is to adopt.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Process:
         self.incarnation = 0
         self.formats: Formats | None = None
         self.ready: Ready | None = None
+        self.given: Given | None = None
         self.refused: str | None = None
         self.reserved = False
         self.staged = False
@@ -198,8 +201,7 @@ class Process:
             self._deadline = None
 
     def reap(self) -> Exit:
-        """How it ended, of which only its parent is told; gives back everything about it."""
-        self.forget()
+        """How it ended, of which only its parent is told; `forget` is still to be called."""
         self.end = self.child.wait() if self.child is not None else Exit()
         return self.end
 

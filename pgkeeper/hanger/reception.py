@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from pgkeeper.control.report import token_name
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger import datagram
+from pgkeeper.hanger.advance import Given
 from pgkeeper.hanger.bouncer_link import BouncerLink
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.formats import Formats
@@ -19,6 +20,7 @@ from protocol.control import (
     BATCH,
     Draining,
     Farewell,
+    Feature,
     Frozen,
     Hello,
     ListenersBack,
@@ -234,6 +236,8 @@ class Reception:
         fds, unix = self._listeners.offer(staged=process.staged)
         for at in range(0, len(fds), BATCH):
             link.send(ListenersMessage(unix[at : at + BATCH]), fds[at : at + BATCH])
+        if hello.features & Feature.FORGETS:
+            process.given = Given()
 
     def _take_in_serving(
         self, process: Process, link: BouncerLink, hello: Hello, fds: tuple[int, ...]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgkeeper.bouncer.spawn import start
 from pgkeeper.errors import PgkeeperError
 from pgkeeper.hanger.absence import Absence
 from pgkeeper.hanger.accounts import Accounts, lost_by_reason
+from pgkeeper.hanger.advance import Advance
 from pgkeeper.hanger.backoff import Backoff
 from pgkeeper.hanger.census import Census
 from pgkeeper.hanger.closing import Closing
-from pgkeeper.hanger.delivery import send_client, send_sockets
+from pgkeeper.hanger.delivery import send_client
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.history import cause_of
 from pgkeeper.hanger.holdings import Holdings
@@ -23,7 +24,7 @@ from pgkeeper.hanger.process import Process
 from pgkeeper.hanger.quarantine import Quarantine
 from pgkeeper.hanger.reception import Reception
 from pgkeeper.hanger.refusals import Refusals
-from pgkeeper.log import get_logger
+from pgkeeper.log import get_logger, lines_later
 from pgkeeper.states import Event, ProcessState
 from pgkeeper.systemd import notify
 from protocol.control import Adopt
@@ -44,6 +45,10 @@ log = get_logger()
 _TAKES_CLIENTS = frozenset(
     {ProcessState.ADOPTING, ProcessState.ACTIVE, ProcessState.FREEZING, ProcessState.FROZEN}
 )
+
+#: Seconds that the one that serves has for those who waited for it, before a standby is started:
+#: that takes a processor for ten milliseconds or more.
+_STANDBY_AFTER: Final = 0.1
 
 
 class Supervisor:
@@ -67,6 +72,7 @@ class Supervisor:
         self.launch = launch
         self.census = Census()
         self.holdings = Holdings()
+        self.advance = Advance(loop, self.census, self.holdings.vault)
         self.accounts = Accounts(loop.time())
         self.room = Room(ini.max_client_conn)
         self.quarantine = Quarantine(loop.time, self.holdings)
@@ -173,9 +179,9 @@ class Supervisor:
             down = self.accounts.vacancy(self._loop.time())
             return Adopt(process.incarnation, int(down * 1e6), self.holdings.format), ()
 
-        send_sockets(link, self.holdings.vault)
+        self.advance.complete(process)
         link.send_later(adopt)
-        # Only now: everybody waits for those, and a line takes as long as three hundred of them.
+        # Only now: everybody waits for those.
         log.info(
             HangerEvent.BOUNCER_ADOPTING,
             pid=process.pid,
@@ -187,6 +193,10 @@ class Supervisor:
 
     def welcomed(self, process: Process) -> None:
         """Reactions: it stands by, or returns."""
+        with lines_later():
+            self._welcomed(process)
+
+    def _welcomed(self, process: Process) -> None:
         if process.state is ProcessState.RETURNING:
             log.info(
                 HangerEvent.BOUNCER_RETURNING, pid=process.pid, incarnation=process.incarnation
@@ -198,6 +208,7 @@ class Supervisor:
             process.clear_deadline()
             self.standby_trouble = None
             log.info(HangerEvent.BOUNCER_STANDBY, pid=process.pid)
+            self.advance.came()
         self.arrange()
 
     def refused(self, process: Process) -> None:
@@ -233,7 +244,7 @@ class Supervisor:
             "READY=1", f"STATUS=pgbouncer {process.pid} serves, incarnation {process.incarnation}"
         )
         self.listeners.retry()
-        self.arrange()
+        self._loop.call_later(_STANDBY_AFTER, self.arrange)
 
     def said_farewell(self, process: Process) -> None:
         """Reactions: it has ended all sessions, as the operator wished."""
@@ -250,7 +261,9 @@ class Supervisor:
 
     def lost_touch(self, process: Process) -> None:
         """Reactions: its connection ended; mostly because it is dying."""
-        if process.owner:
+        if process.alive and process.pidfd.ended:
+            self.died(process)  # of which its pidfd would tell a turn later
+        elif process.owner:
             if process.state not in (ProcessState.LEAVING, ProcessState.FENCED):
                 process.set_deadline(self.settings.patience.lost_link, "its connection has ended")
         elif process.child is not None:
@@ -260,8 +273,14 @@ class Supervisor:
 
     def died(self, process: Process) -> None:
         """Reactions: the kernel says that it has ended."""
-        if process.link is not None:
-            process.link.drain()  # what it said last still counts
+        with lines_later():
+            if process.link is not None:
+                process.link.drain()  # what it said last still counts
+            if process.alive:  # else the end of its connection was read, and has led here
+                self._died(process)
+                process.forget()
+
+    def _died(self, process: Process) -> None:
         owner, was = process.owner, process.state
         process.feed(Event.DIED)
         self.census.discard(process)
@@ -274,11 +293,8 @@ class Supervisor:
             state=was.value,
             how=str(end),
         )
-        if owner or not process.dismissed:
-            segment = self.holdings.segment
-            died_of = 0 if segment is None else segment.died_of
-            cause = cause_of(process, was, served=owner, died_of=died_of)
-            self.accounts.history.died(cause)
+        segment = self.holdings.segment
+        died_of = 0 if segment is None else segment.died_of
         if owner:
             self._vacated(process)
         if not (process.dismissed or process.said_farewell or process.reserved):
@@ -291,8 +307,12 @@ class Supervisor:
             self.crashes.forgive()
         if process.said_farewell and self.settings.supervise and not self.closing.begun:
             self._on_end()
-            return
-        self.arrange()
+        else:
+            self.arrange()
+        # Here everybody who waited for the next one has it.
+        if owner or not process.dismissed:
+            cause = cause_of(process, was, served=owner, died_of=died_of)
+            self.accounts.history.died(cause)
 
     # its absence
 

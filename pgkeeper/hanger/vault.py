@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from pgkeeper.hanger.fdstore import socket_name
 from pgkeeper.hanger.login_guard import UNIX
-from protocol.control import BATCH, HeldSocket, UnheldReason
+from protocol.control import HeldSocket, UnheldReason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, KeysView, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from pgkeeper.hanger.fdstore import FdStore
 
-__all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "is_server", "reason_name"]
+__all__ = ["SERVER_BIT", "Held", "TokenTakenError", "Vault", "Watcher", "is_server", "reason_name"]
 
 #: Set in the tokens that pgbouncer makes itself, for its connections to servers (control.h).
 SERVER_BIT: Final = 1 << 63
@@ -59,6 +60,18 @@ class Held(NamedTuple):
     born: int = 0
 
 
+class Watcher(Protocol):
+    """Who wants to know of what comes and goes."""
+
+    def came(self) -> None:
+        """A socket is held."""
+        ...
+
+    def went(self, tokens: Iterable[int]) -> None:
+        """These are not any more."""
+        ...
+
+
 class Vault:
     """Owns every descriptor put into it and closes each exactly once.
 
@@ -68,6 +81,7 @@ class Vault:
     def __init__(self) -> None:
         self.store: FdStore | None = None
         """Keeps duplicates of all that is held, if there is one."""
+        self.watcher: Watcher | None = None
         self.era = 0
         """The incarnation that serves, or has served last."""
         self._held: dict[int, Held] = {}
@@ -95,7 +109,7 @@ class Vault:
         return len(self._held)
 
     @property
-    def tokens(self) -> KeysView[int]:
+    def tokens(self) -> AbstractSet[int]:
         """Of all held sockets, as they come and go."""
         return self._held.keys()
 
@@ -149,11 +163,6 @@ class Vault:
         """All held sockets, by ascending token, so clients in the order they came."""
         return iter(sorted(self._held.values(), key=lambda held: held.token))
 
-    def batches(self) -> list[tuple[int, ...]]:
-        """The tokens of all held sockets, as many at a time as fit into one message."""
-        tokens = sorted(self._held)
-        return [tuple(tokens[at : at + BATCH]) for at in range(0, len(tokens), BATCH)]
-
     def pick(self, tokens: Iterable[int]) -> tuple[tuple[HeldSocket, ...], tuple[int, ...]]:
         """Those of `tokens` that are still held, for a message, and their descriptors."""
         found = [self._held[token] for token in tokens if token in self._held]
@@ -205,6 +214,8 @@ class Vault:
 
     def close_all(self) -> None:
         """Close every duplicate; tokens are never used again."""
+        if self.watcher is not None:
+            self.watcher.went(self._held)
         for held in self._held.values():
             self._forget(held)
             os.close(held.fd)
@@ -221,10 +232,14 @@ class Vault:
             self._servers -= 1
         self._forget(held)
         os.close(held.fd)
+        if self.watcher is not None:
+            self.watcher.went((token,))
         return True
 
     def _hold(self, held: Held) -> None:
         self._held[held.token] = held
+        if self.watcher is not None:
+            self.watcher.came()
         if self.store is not None:
             self.store.put(socket_name(held.token, unix=held.unix), held.fd)
 

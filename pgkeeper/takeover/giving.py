@@ -310,6 +310,7 @@ def _state(process: Process) -> ProcessState:
         ready=numbers,
         deadline=None if deadline is None else deadline[0],
         why="" if deadline is None else deadline[1],
+        forgets=process.given is not None,
     )
 
 

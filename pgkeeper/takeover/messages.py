@@ -165,6 +165,7 @@ class ProcessState:
 
     `formats`: oldest, newest and signature of the ledger formats that it knows, if it said so.
     `deadline` is the time that it has left, in seconds, and `why` what it is killed for then.
+    `forgets`: it stands by and has got held sockets in advance, or would.
     """
 
     pid: int
@@ -184,6 +185,7 @@ class ProcessState:
     ready: list[int] = field(default_factory=list)
     deadline: float | None = None
     why: str = ""
+    forgets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

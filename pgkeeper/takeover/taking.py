@@ -12,6 +12,7 @@ from pgkeeper.bouncer.pidfd import Pidfd
 from pgkeeper.bouncer.spawn import Foster, Launch
 from pgkeeper.control.access import peer_of
 from pgkeeper.errors import PgkeeperError
+from pgkeeper.hanger.advance import Given
 from pgkeeper.hanger.events import HangerEvent
 from pgkeeper.hanger.fdstore import LEDGER, listener_name, owner_name, socket_name
 from pgkeeper.hanger.formats import OURS, Formats
@@ -151,6 +152,9 @@ def _process(
     if sent.linked:
         connection = socket.socket(fileno=fds[1])
         supervisor.reception.reconnected(process, connection, peer_of(connection))
+    if sent.forgets:
+        process.given = Given()
+        supervisor.advance.inherited(process)
     if sent.owner:
         supervisor.holdings.guard(sent.incarnation, pidfd.fileno())
     if sent.deadline is not None:

@@ -1,4 +1,7 @@
-"""The pgbouncer that waits: what keeps it from starting harms nobody, and is told."""
+"""The pgbouncer that waits: what keeps it from starting harms nobody, and is told.
+
+It has the held sockets in advance, and lets go of those that end.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING
 
-from testbed import snapshot, wait_until
-from testbed.process import alive, send
+import pytest
+
+from testbed import RawClient, snapshot, wait_until
+from testbed.errors import ConnectionLostError
+from testbed.process import alive, descriptors, send, state
+from testbed.rawclient import frontend
 
 if TYPE_CHECKING:
     from testbed import Keeper
@@ -63,3 +70,60 @@ def test_sessions_are_held_while_the_ini_lets_nobody_start(make_keeper: MakeKeep
         keeper.ini_path.write_text(good)
         assert snapshot(connection, pinned=True) == before
         assert keeper.status().adoptions.sessions_lost == 0
+
+
+def sockets_of(pid: int) -> int:
+    """How many it has."""
+    return sum(target.startswith("socket:") for target in descriptors(pid))
+
+
+def test_a_standby_has_the_sockets_before_it_is_needed(make_keeper: MakeKeeper) -> None:
+    """What begins comes to it, what ends goes, and it serves with what it has."""
+    keeper = make_keeper(standby=True)
+    standby = standby_of(keeper)
+    alone = sockets_of(standby)
+    with contextlib.closing(keeper.connect(dbname="session")) as connection:
+        before = snapshot(connection, pinned=True)
+        wait_until(lambda: sockets_of(standby) == alone + 2, what="client and server are there")
+        with contextlib.closing(keeper.connect(dbname="session")) as other:
+            snapshot(other, pinned=True)
+            wait_until(lambda: sockets_of(standby) == alone + 4, what="and two more")
+            keeper.kill_bouncer()
+            assert keeper.bouncer_pid == standby
+            assert snapshot(connection, pinned=True) == before
+        standby = standby_of(keeper)
+        wait_until(lambda: sockets_of(standby) >= alone + 3, what="the next one has them too")
+    wait_until(lambda: sockets_of(standby) <= alone + 2, what="what has ended is gone")
+
+
+def test_a_standby_keeps_nobody_from_hearing_of_an_end(make_keeper: MakeKeeper) -> None:
+    """A duplicate that stayed would: one that stands still is ended, and the client is reset.
+
+    The client's session ends without its doing, and it goes on talking.
+    """
+    keeper = make_keeper(standby=True)
+    standby = standby_of(keeper)
+    alone = sockets_of(standby)
+    with RawClient(keeper.host, keeper.port) as client:
+        client.login()
+        wait_until(lambda: sockets_of(standby) > alone, what="it has the client")
+        send(standby, signal.SIGSTOP)
+        wait_until(lambda: state(standby) == "T", what="it stands still")
+        client.send(frontend("X"))
+        with pytest.raises(ConnectionLostError):
+            client.read_any()
+        client.send(b"more")
+        assert alive(standby)
+        client.send(b"the kernel has taken that, where it would have reset a closed connection")
+        wait_until(lambda: not alive(standby), what="its death", seconds=20)
+        wait_until(lambda: is_reset(client), what="the reset")
+    assert standby_of(keeper) != standby
+
+
+def is_reset(client: RawClient) -> bool:
+    """Whether the peer's kernel does not know the connection any more, which it says if asked."""
+    try:
+        client.send(b"more")
+    except ConnectionLostError:
+        return True
+    return False

@@ -128,3 +128,58 @@ def test_tracebacks_show_no_local_variables(json_form: bool) -> None:
     assert "no luck" in stream.getvalue()
     assert "test_log.py" in stream.getvalue()
     assert "hunter2" not in stream.getvalue()
+
+
+def test_lines_of_later_are_written_at_the_end_with_the_times_at_which_they_were_logged() -> None:
+    stream = lines(True)
+    logger = log.get_logger()
+    logger.info("before")
+    with log.lines_later():
+        logger.info("first", password="hunter2")
+        with log.lines_later():
+            logger.warning("second")
+        written = stream.getvalue()
+    logger.info("after")
+    assert [json.loads(line)["event"] for line in written.splitlines()] == ["before"]
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [one["event"] for one in found] == ["before", "first", "second", "after"]
+    assert [one["level"] for one in found] == ["info", "info", "warning", "info"]
+    assert found[1]["password"] == log.REDACTED
+    times = [one["timestamp"] for one in found]
+    assert times == sorted(times)
+
+
+def test_lines_of_later_are_written_where_an_exception_ends_it() -> None:
+    stream = lines(True)
+
+    def fail() -> None:
+        with log.lines_later():
+            log.get_logger().info("first")
+            raise ValueError("because")
+
+    with pytest.raises(ValueError, match="because"):
+        fail()
+    log.get_logger().info("second")
+    found = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert found == ["first", "second"]
+
+
+def test_a_traceback_is_written_at_once_behind_what_came_before_it() -> None:
+    stream = lines(True)
+    with log.lines_later():
+        log.get_logger().info("first")
+        try:
+            raise ValueError("because")
+        except ValueError:
+            log.get_logger().exception("failed")
+        written = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [one["event"] for one in written] == ["first", "failed"]
+    assert "because" in written[1]["exception"]
+
+
+def test_what_the_level_hides_is_not_written_later_either() -> None:
+    stream = lines(True, "warning")
+    with log.lines_later():
+        log.get_logger().info("first")
+        log.get_logger().warning("second")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["second"]

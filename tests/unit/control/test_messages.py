@@ -17,6 +17,8 @@ from protocol.control import (
     Client,
     Draining,
     Farewell,
+    Feature,
+    Forget,
     Freeze,
     Frozen,
     HeldSocket,
@@ -57,6 +59,7 @@ from tests.unit.ledger.headers import Header, Measured, measure
 ENUMS = {
     "KeeperMessageType": ("KEEPER_MSG_", MessageType),
     "KeeperRole": ("KEEPER_ROLE_", Role),
+    "KeeperFeature": ("KEEPER_FEATURE_", Feature),
     "KeeperUnheldReason": ("KEEPER_UNHELD_", UnheldReason),
     "KeeperLost": ("KEEPER_LOST_", Lost),
 }
@@ -103,11 +106,12 @@ SERVER = 1 << 63
 
 EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
     "hello": (
-        Hello(1, 2, 3, 4, 5, 6, 7, Role.SERVING, 8, 9, 10, 11, 12, 13, "1.24.1"),
+        Hello(1, 2, 3, 4, 5, 6, 7, Role.SERVING, 8, 9, 10, 11, 12, 13, "1.24.1", 1),
         struct.pack("=II", 1, 1)
         + struct.pack("=4Q", 2, 8, 9, 10)
         + struct.pack("=8I", 3, 4, 5, 6, 7, 11, 12, 13)
-        + b"1.24.1".ljust(32, b"\0"),
+        + b"1.24.1".ljust(28, b"\0")
+        + struct.pack("=I", 1),
         1,
     ),
     "register": (
@@ -116,6 +120,8 @@ EXAMPLES: dict[str, tuple[Message, bytes, int]] = {
         2,
     ),
     "release": (Release((1, SERVER | 2)), struct.pack("=IIQQ", 2, 0, 1, SERVER | 2), 0),
+    "forget": (Forget((1, SERVER | 2)), struct.pack("=IIQQ", 2, 0, 1, SERVER | 2), 0),
+    "forget all": (Forget(()), struct.pack("=II", 0, 0), 0),
     "unheld": (Unheld(9, UnheldReason.TLS, server=True), struct.pack("=QII", 9, 1, 1), 0),
     "listeners back": (ListenersBack((True, False)), struct.pack("=4I", 2, 0, 1, 0), 2),
     "ready": (
@@ -194,7 +200,7 @@ def test_strangers_are_refused() -> None:
         decode(_head(7, magic=1))
     with pytest.raises(InvalidValueError, match="control version 2, this pgkeeper speaks 1"):
         decode(_head(7, version=2))
-    for kind in (0, 10, 31, 42, 65535):
+    for kind in (0, 10, 31, 43, 65535):
         with pytest.raises(UnknownMessageTypeError, match=str(kind)):
             decode(_head(kind))
     with pytest.raises(BadLengthError):
@@ -247,7 +253,7 @@ def test_full_batches_fit_a_message() -> None:
         Adopt(-1, 0, 3),
         Adopt(1 << 64, 0, 3),
         Ready(1, 2, 3, lost=(1, 2)),
-        Hello(1, 2, 3, 4, 5, 6, 7, pgbouncer_version="x" * 33),
+        Hello(1, 2, 3, 4, 5, 6, 7, pgbouncer_version="x" * 29),
     ],
 )
 def test_what_cannot_be_said_is_a_local_error(message: Message) -> None:
@@ -261,9 +267,9 @@ def test_a_reason_is_one_line_whatever_arrives() -> None:
 
 
 def test_a_version_is_text_whatever_arrives() -> None:
-    message = decode(encode(Hello(1, 2, 3, 4, 5, 6, 7))[:-32] + b"\xff" * 32)
+    message = decode(encode(Hello(1, 2, 3, 4, 5, 6, 7))[:-32] + b"\xff" * 28 + bytes(4))
     assert isinstance(message, Hello)
-    assert message.pgbouncer_version == "\ufffd" * 32
+    assert message.pgbouncer_version == "\ufffd" * 28
 
 
 @given(st.sampled_from([*MessageType, 99]), st.binary(max_size=200))
