@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine
 
-    import structlog
+    from pgkeeper.log import Logger
 
     from pgkeeper.log import Event
 
@@ -28,7 +28,7 @@ class Callers:
     def __init__(
         self,
         serve: Callable[[socket.socket], Coroutine[Any, Any, None] | None],
-        log: structlog.typing.FilteringBoundLogger,
+        log: Logger,
         paused: Event,
     ) -> None:
         self._serve = serve

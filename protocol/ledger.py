@@ -351,8 +351,8 @@ class LedgerView:
         return tuple(entries)
 
     def iobuf(self, copy: Copy, start: int, end: int) -> bytes:
-        """The bytes of a slot's IOBuf from `start` to `end`; none where it has no IOBuf."""
-        if not copy.io or not 0 <= start <= end <= self.geometry.pkt_buf:
+        """The bytes of a slot's IOBuf from `start` to `end`; none where it has none of its own."""
+        if not copy.own_io or not 0 <= start <= end <= self.geometry.pkt_buf:
             return b""
         base = self.geometry.iobuf_offset + (copy.io - 1) * self.geometry.iobuf_size + IOBUF_HEAD
         return bytes(self._data[base + start : base + end])
@@ -393,10 +393,11 @@ def at_message_boundary(view: LedgerView, slot: int, sent: int = 0) -> bool:
     """Say whether a message of ours may be put into the stream to a client.
 
     True when everything that was begun towards the client of `slot` has left: nothing waits in its
-    outbox or in an IOBuf that was handed on to it, its server's extra packets or the parsed part of its server's IOBuf, and its server is
-    not in the middle of a message that is being forwarded.  `sent` is how many bytes the kernel has
-    written beyond `Copy.tx`: they come off what waits.  False in case of doubt: bytes that the
-    ledger does not have, a socket that is being closed, a slot that is damaged or no client's.
+    outbox, in an IOBuf that was handed on to it, in its server's extra packets or the parsed part
+    of its server's IOBuf, and its server is not in the middle of a message that is being forwarded.
+    `sent` is how many bytes the kernel has written beyond `Copy.tx`: they come off what waits.
+    False in case of doubt: bytes that the ledger does not have, a socket that is being closed, a
+    slot that is damaged or no client's.
     """
     try:
         copy = view.committed_copy(slot)

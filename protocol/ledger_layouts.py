@@ -19,6 +19,8 @@ FORMAT_OLDEST: Final = 3
 """Which this code still reads."""
 FORMAT_LAYOUT: Final = 3
 """Since which no field has moved."""
+FORMAT_HANDED: Final = 4
+"""Since which `Flag.HANDED` and `Flag.RECV_DUE` may be set."""
 HEADER_SIZE: Final = 4096
 """Bytes before the first slot."""
 UNIT: Final = 64

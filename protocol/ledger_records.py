@@ -161,6 +161,15 @@ class Copy:
         """Say whether the slot stands for a socket; pools, users and the globals do not."""
         return self.kind in (Kind.CLIENT, Kind.SERVER, Kind.CLOSING)
 
+    @property
+    def own_io(self) -> int:
+        """The IOBuf of what was read from the socket, 0 if none.
+
+        With `Flag.HANDED` `io` is what is to be written to it.  That may have left, and the IOBuf
+        be another's: only the kernel knows.
+        """
+        return 0 if self.flags & Flag.HANDED else self.io
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:

@@ -160,8 +160,7 @@ class _Checker:
     def check_iobufs(self) -> None:
         owners: dict[int, int] = {}
         for slot, copy in self.copies.items():
-            # What was handed on may have left, and its IOBuf be another's: only the kernel knows.
-            if copy.io and not copy.flags & Flag.HANDED:
+            if copy.own_io:
                 if copy.io in owners:
                     self.report(slot, f"IOBuf {copy.io} is also slot {owners[copy.io]}'s")
                 owners[copy.io] = slot
@@ -248,7 +247,5 @@ def usage(view: LedgerView) -> Usage:
         first = checker.findings[0]
         raise LedgerDamaged(first.slot, first.what)
     kinds = Counter(copy.kind for copy in checker.copies.values())
-    iobufs = {
-        copy.io for copy in checker.copies.values() if copy.io and not copy.flags & Flag.HANDED
-    }
+    iobufs = {copy.own_io for copy in checker.copies.values()} - {0}
     return Usage(dict(kinds), len(iobufs), len(checker.units))

@@ -15,32 +15,32 @@ _HANGER = f"{KEEPER}/hanger.c"
 _COMMIT_H = "include/keeper/commit.h"
 _HOOKED = f"{KEEPER}/keeper.c"
 _HOOKED_H = "include/keeper/keeper.h"
+_OUTBOX_C = f"{KEEPER}/outbox.c"
 _LOOP = f"{KEEPER}/loop.c"
 _RECORD = f"{KEEPER}/record.c"
 _STORE = f"{KEEPER}/store.c"
 _STORE_H = "include/keeper/store.h"
 
 _SEND = "keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);"
-_OUTBOX = "keeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
+_OUTBOX = "keeper_store_mark(&keeper_store, slot);\n\t\tkeeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
+_NOTHING_JOINED = Change(_ACTS, "may_be_joined(l, source, data, len)", "false")
+_NOTHING_HANDED = Change(_ACTS, "may_hand_on(sk, l, source, data, len)", "false")
 _NO_NOTE = Change(_ACTS, "if (!may_be_noted(", "if (false)\n\t\tif (!may_be_noted(")
 _NOTE_LATE = (
     "(void)keeper_store_note_read(&keeper_store, slot, l->rx, sbuf->io->keeper_number, position);"
 )
 _READ = "if (likely(res > 0))\n\t\t\tl->rx += res;"
 _OPERATORS_END = "disconnect_client_sqlstate(l->object, between_messages(l->object)"
-_MARKS_BEFORE = Change(
-    _HOOKED_H,
-    "keeper_mark(sk);\n\tkeeper_mark(sk->link);\n\tif (event",
-    "if (event",
-)
-_MARKS_AFTER = Change("src/sbuf.c", "keeper_after_proto(sbuf);")
+_MARK = "\tif (unlikely(sk->keeper_clean))\n\t\tkeeper_mark_clean(sk);\n"
+_MARKS_BEFORE = Change(_HOOKED_H, f"{_MARK}\tif (event", "\tif (event")
+_MARKS_AFTER = Change(_HOOKED_H, f"{_MARK}\t/* the last", "\t/* the last")
 
 RULES = (
     Broken(
         "immediate sends bypass the outbox",
         (
             Change(_ACTS, "if (keeper_outbox_append(slot, data, len))", "if (false)"),
-            Change(_ACTS, "l->bypass = !source;"),
+            Change(_ACTS, "l->next = source ? 0 : KEEPER_NEXT_BYPASS;"),
         ),
         Hunt(workload("simple")),
         "an answer leaves before the packet that caused it is consumed: it is made again",
@@ -48,11 +48,12 @@ RULES = (
     Broken(
         "a send is committed after it",
         (
+            _NOTHING_HANDED,
             Change(_ACTS, _SEND),
             Change(
                 _ACTS,
-                "res = keeper_system_send(sbuf->sock, data, len);",
-                f"res = keeper_system_send(sbuf->sock, data, len); {_SEND}",
+                "return keeper_send_to(slot, data, len);",
+                f"ssize_t res = keeper_send_to(slot, data, len); {_SEND} return res;",
             ),
         ),
         Hunt(workload("simple"), partial(every, 3)),
@@ -61,8 +62,8 @@ RULES = (
     Broken(
         "an outbox is committed after it was sent",
         (
-            Change(_ACTS, _OUTBOX),
-            Change(_ACTS, "l->outbox_done += res;", f"l->outbox_done += res, {_OUTBOX}"),
+            Change(_OUTBOX_C, _OUTBOX),
+            Change(_OUTBOX_C, "l->outbox_done += res;", f"{{ l->outbox_done += res; {_OUTBOX} }}"),
         ),
         Hunt(workload("contention"), partial(every, 3)),
         "the kernel has more of a stream than any committed state announced",
@@ -122,12 +123,36 @@ RULES = (
     Broken(
         "stream bytes overtake the outbox",
         (
-            Change(
-                _ACTS, "if (unlikely(l->outbox) && !keeper_outbox_flush(slot)) {", "if (false) {"
-            ),
+            _NOTHING_JOINED,
+            _NOTHING_HANDED,
+            Change(_ACTS, "if (unlikely(l->outbox || l->is_handed)) {", "if (false) {"),
         ),
         Hunt(workload("answers")),
         "a result arrives before the answers that PgBouncer gave earlier",
+    ),
+    Broken(
+        "what is handed on is sent before the commit",
+        (
+            Change(
+                _OUTBOX_C,
+                "\tif (keeper_store.place[slot] & KEEPER_MARKED)\n"
+                "\t\tkeeper_commit(KEEPER_ACT_OUTBOX, slot, slot);\n",
+            ),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "bytes are out that no committed state speaks of: they are sent twice",
+    ),
+    Broken(
+        "an IOBuf that was handed on is given back by who has read it",
+        (Change(_ACTS, "if (number & KEEPER_LENT)", "if (false)"),),
+        Hunt(workload("contention"), partial(every, 3)),
+        "it is handed out twice",
+    ),
+    Broken(
+        "whoever is woken by the end of a query reads after a commit that does not say so",
+        (Change(_ACTS, "l->next = KEEPER_NEXT_RECV;"),),
+        Hunt(workload("resets"), partial(every, 1, 330)),
+        "a successor runs the query of a client that has gone",
     ),
     Broken(
         "a socket is closed before its outbox is empty",
@@ -258,7 +283,7 @@ RULES = (
     ),
     Broken(
         "extra_packets are not mirrored",
-        (Change(_COPY, "write_extra(sk, l);"),),
+        (_NOTHING_JOINED, Change(_COPY, "write_extra(sk, l);")),
         Hunt(workload("extended"), partial(every, 3)),
         "a rewritten Parse or Bind that was to be sent next exists nowhere any more",
     ),

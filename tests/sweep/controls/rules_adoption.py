@@ -47,8 +47,23 @@ RULES = (
     Broken(
         "the source of a send is left as it was",
         (Change(_JUDGE, "|| !consume(&keeper_adoptee[act->source], gone)"),),
-        Hunt(workload("simple"), partial(every, 3)),
+        Hunt(workload("bursts"), partial(every, 3)),
         "what the last send still sent is sent again",
+    ),
+    Broken(
+        "what was handed on is forgotten",
+        (Change(_JUDGE, "a->handed = c->io;", "a->handed = 0;"),),
+        Hunt(workload("simple"), partial(every, 3)),
+        "a query or its answer that was to be sent next exists nowhere any more",
+    ),
+    Broken(
+        "what was handed on is taken for unsent",
+        (
+            Change(_JUDGE, "a->handed_done += part;", ";"),
+            Change(_JUDGE, "if (a->handed_done == a->handed_end)", "if (!left)"),
+        ),
+        Hunt(workload("simple"), partial(every, 3)),
+        "what the kernel has taken is sent again",
     ),
     Broken(
         "flush_due is lost at adoption",

@@ -117,6 +117,21 @@ def test_a_message_that_has_only_begun(pair: Pair) -> None:
     assert row.doing == "idle, message in flight (77 bytes to come)"
 
 
+def test_what_was_handed_on_to_a_client_is_no_message_of_its_own(pair: Pair) -> None:
+    pair.builder.iobuf(1, b"D\x00\x00\x00\x0aabcdef")
+    pair.client.update(io=1, io_recv=11, flags=Flag.HANDED)
+    row = pair.rows()["client"]
+    assert (row.message_type, row.doing) == (None, "idle")
+
+
+@pytest.mark.parametrize(("sent", "is_boundary"), [(0, False), (10, False), (11, True)])
+def test_a_boundary_comes_when_what_was_handed_on_has_left(
+    pair: Pair, sent: int, is_boundary: bool
+) -> None:
+    pair.client.update(io=1, io_recv=11, flags=Flag.HANDED)
+    assert pair.boundary(sent) is is_boundary
+
+
 def test_bytes_that_are_no_message_have_no_type(pair: Pair) -> None:
     pair.builder.iobuf(1, b"Q\x00\x00\x00\x00")
     pair.client.update(io=1, io_recv=5)
