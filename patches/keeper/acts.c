@@ -298,6 +298,9 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 	if (!slot)
 		return safe_send(sbuf->sock, data, len, 0);
 
+	/* before anything of this send is in the state: it commits */
+	if (unlikely(keeper_handed && keeper_handed != slot))
+		keeper_send_handed_now();
 	source = stream_source(sk, data);
 	if (!source && stream_blocked(sk)) {
 		errno = EAGAIN;
@@ -312,7 +315,7 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 	keeper_mark(source);
 	keeper_mark(sk);
 	if (likely(source) && may_be_joined(l, source, data, len) && keeper_outbox_append(slot, data, len)) {
-		keeper_leaves_soon(slot);
+		keeper_handed = slot;
 		return len;
 	}
 	if (unlikely(l->outbox || l->is_handed)) {

@@ -172,29 +172,21 @@ bool keeper_outbox_append(uint32_t slot, const void *data, size_t len);
 /* true: nothing is left of it, nor of what was handed on to it */
 bool keeper_outbox_flush(uint32_t slot);
 void keeper_outbox_drop(uint32_t slot);
-/* all that is to be sent to this slot leaves when the callbacks have returned */
-static inline void keeper_leaves_soon(uint32_t slot)
-{
-	/* in their order; mostly there is none */
-	if (keeper_handed != slot)
-		keeper_send_handed();
-	keeper_handed = slot;
-}
-
 /*
  * The last len bytes of this IOBuf, which are the last of a message too, are
  * this slot's from now on: they leave when the callbacks have returned.
+ * Nobody else's may wait for that.
  */
 static inline void keeper_hand_on(uint32_t slot, IOBuf *io, const void *data, size_t len)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 
-	keeper_leaves_soon(slot);
 	l->handed = io->keeper_number;
 	l->handed_done = (const uint8_t *)data - io->buf;
 	l->handed_end = l->handed_done + len;
 	l->is_handed = true;
 	io->keeper_number |= KEEPER_LENT;
+	keeper_handed = slot;
 }
 
 /* what was handed on leaves, or goes into the outbox: the IOBuf is needed, or its place in the copy; false: no room */

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from protocol.ledger import Flag, Kind, WaitType
+from protocol.ledger_layouts import FORMAT_HANDED
+from testbed import RawClient, wait_until
 from testbed.errors import BedError
+from testbed.ledgers import ledger_of
+from testbed.rawclient import frontend, text
 from tests.sweep.controls.mutants import Change
 from tests.system.conversions import NEWER, OURS, hand_over, newer, sessions_of, written_in
 from tests.system.wrapping import expect_fatal
@@ -14,6 +19,7 @@ from tests.system.wrapping import expect_fatal
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from testbed import Keeper
     from tests.fix_keeper import MakeKeeper
     from tests.sweep.controls.mutants import Mutants
 
@@ -50,6 +56,49 @@ def test_an_older_pgkeeper_keeps_its_format(
             assert hand_over(keeper, program) == OURS
             keeper.kill_bouncer()
         sessions.finish()
+
+
+def test_down_to_one_that_hands_nothing_on(
+    make_keeper: MakeKeeper, format_mutants: Mutants, patched_binary: Path
+) -> None:
+    """Format 3 has no place for an answer that a client's full socket has not taken."""
+    older = Change(
+        "include/keeper/format.h",
+        f"define KEEPER_FORMAT_VERSION\t{OURS}",
+        f"define KEEPER_FORMAT_VERSION\t{FORMAT_HANDED - 1}",
+    )
+    program = format_mutants.binary((older,))
+    keeper = make_keeper()
+    with sessions_of(keeper) as sessions, RawClient(keeper.host, keeper.port) as deaf:
+        deaf.login(database="session")
+        texts = [f"{n:04}" * 500 for n in range(2000)]
+        deaf.send(b"".join(frontend("Q", text(f"SELECT '{value}'")) for value in texts))
+        wait_until(lambda: _handed_on_and_waiting(keeper), what="an answer that waits")
+        for binary, expected in (
+            (program, FORMAT_HANDED - 1),
+            (patched_binary, FORMAT_HANDED - 1),
+            (patched_binary, OURS),
+        ):
+            assert hand_over(keeper, binary) == expected
+            keeper.kill_bouncer()
+            sessions.assert_intact()
+            assert _handed_on_and_waiting(keeper) is (expected == OURS)
+        for value in texts:
+            messages = list(deaf.until_ready())
+            assert [message.row() for message in messages if message.kind == "D"] == [(value,)]
+        sessions.finish()
+
+
+def _handed_on_and_waiting(keeper: Keeper) -> bool:
+    """Whether a server waits to send to a client to which something was handed on."""
+    with ledger_of(keeper) as view:
+        copies = dict(view.iter_slots())
+    return any(
+        copy.kind is Kind.SERVER
+        and copy.wait_type is WaitType.SEND
+        and copies[copy.link].flags & Flag.HANDED
+        for copy in copies.values()
+    )
 
 
 @pytest.mark.slow
