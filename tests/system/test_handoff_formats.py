@@ -68,11 +68,13 @@ def test_down_to_one_that_hands_nothing_on(
         f"define KEEPER_FORMAT_VERSION\t{FORMAT_HANDED - 1}",
     )
     program = format_mutants.binary((older,))
-    keeper = make_keeper()
+    keeper = make_keeper(settings={"tcp_socket_buffer": 16384})
     with sessions_of(keeper) as sessions, RawClient(keeper.host, keeper.port) as deaf:
         deaf.login(database="session")
-        texts = [f"{n:04}" * 500 for n in range(2000)]
-        deaf.send(b"".join(frontend("Q", text(f"SELECT '{value}'")) for value in texts))
+        # All queries fit into one IOBuf; each answer comes by itself, and is smaller than one.
+        question = "SELECT {} || repeat('x', 3800), pg_sleep(.01)"
+        answers = [(f"{n}" + "x" * 3800, "") for n in range(60)]
+        deaf.send(b"".join(frontend("Q", text(question.format(n))) for n in range(60)))
         wait_until(lambda: _handed_on_and_waiting(keeper), what="an answer that waits")
         for binary, expected in (
             (program, FORMAT_HANDED - 1),
@@ -83,9 +85,9 @@ def test_down_to_one_that_hands_nothing_on(
             keeper.kill_bouncer()
             sessions.assert_intact()
             assert _handed_on_and_waiting(keeper) is (expected == OURS)
-        for value in texts:
+        for answer in answers:
             messages = list(deaf.until_ready())
-            assert [message.row() for message in messages if message.kind == "D"] == [(value,)]
+            assert [message.row() for message in messages if message.kind == "D"] == [answer]
         sessions.finish()
 
 

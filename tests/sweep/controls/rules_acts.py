@@ -204,7 +204,7 @@ RULES = (
                 "store->free_iobuf[store->n_free_iobuf++] = number;",
             ),
         ),
-        Hunt(workload("simple"), partial(every, 3)),
+        Hunt(workload("bursts"), partial(every, 1, 85)),
         "the bytes of one socket are written over those that another's true copy still names",
     ),
     Broken(
@@ -298,7 +298,7 @@ RULES = (
     Broken(
         "flush_due is not set when bytes arrive",
         (Change(_ACTS, "sk->keeper_flush_due = true;"),),
-        Hunt(workload("contention"), partial(every, 3, 180)),
+        Hunt(workload("ahead")),
         "the last bytes are consumed, and what was to happen then never does",
     ),
     Broken(

@@ -47,13 +47,13 @@ RULES = (
     Broken(
         "the source of a send is left as it was",
         (Change(_JUDGE, "|| !consume(&keeper_adoptee[act->source], gone)"),),
-        Hunt(workload("bursts"), partial(every, 3)),
+        Hunt(workload("ahead")),
         "what the last send still sent is sent again",
     ),
     Broken(
         "what was handed on is forgotten",
         (Change(_JUDGE, "a->handed = c->io;", "a->handed = 0;"),),
-        Hunt(workload("simple"), partial(every, 3)),
+        Hunt(workload("simple"), partial(every, 1, 85)),
         "a query or its answer that was to be sent next exists nowhere any more",
     ),
     Broken(
@@ -68,7 +68,7 @@ RULES = (
     Broken(
         "flush_due is lost at adoption",
         (Change(_REBUILD, "sk->keeper_flush_due = c->flags & KEEPER_F_FLUSH_DUE ? 1 : 0;"),),
-        Hunt(workload("contention"), partial(every, 3, 180)),
+        Hunt(workload("ahead")),
         "the last bytes were consumed, and what was to happen then never does",
     ),
     Broken(

@@ -85,6 +85,18 @@ def _beside(stage: Stage) -> None:
     b.ask(half[3:])
 
 
+def _ahead(stage: Stage) -> None:
+    """The beginning of a client's next message is there before the answer to the one before it."""
+    a, b = stage.client("a"), stage.client("b")
+    for number in range(2):
+        following = query(act(f"a again {number}"))
+        a.send(query(act(f"a{number}")) + following[:3])
+        a.ready()
+        # The only server must have been given back.
+        b.ask(query(act(f"b{number}")))
+        a.ask(following[3:])
+
+
 def _answers(stage: Stage) -> None:
     """PgBouncer's own answers to a client that does not read them before it has asked more."""
     a = stage.talker("a", receive_buffer=4096)
@@ -137,6 +149,7 @@ WORKLOADS = (
     Workload("turns", _turns, pool="pool_size=1"),
     Workload("resync", _resync, pool="pool_size=1"),
     Workload("halves", _halves, pool="pool_size=1", warm=one_server),
+    Workload("ahead", _ahead, pool="pool_size=1", warm=one_server),
     Workload("beside", _beside, pool="pool_size=1", warm=one_server),
     # The sockets are full with less.
     Workload("answers", _answers, settings={"tcp_socket_buffer": 4096}, warm=one_server),
