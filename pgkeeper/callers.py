@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Coroutine
 
-    from pgkeeper.log import Logger
-
-    from pgkeeper.log import Event
+    from pgkeeper.log import Event, Logger
 
 __all__ = ["Callers"]
 

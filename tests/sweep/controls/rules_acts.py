@@ -22,7 +22,9 @@ _STORE = f"{KEEPER}/store.c"
 _STORE_H = "include/keeper/store.h"
 
 _SEND = "keeper_commit(KEEPER_ACT_SEND, slot, source ? source->keeper_slot : 0);"
-_OUTBOX = "keeper_store_mark(&keeper_store, slot);\n\t\tkeeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
+_OUTBOX = (
+    "keeper_store_mark(&keeper_store, slot);\n\t\tkeeper_commit(KEEPER_ACT_OUTBOX, slot, slot);"
+)
 _NOTHING_JOINED = Change(_ACTS, "may_be_joined(l, source, data, len)", "false")
 _NOTHING_HANDED = Change(_ACTS, "may_hand_on(sk, l, source, data, len)", "false")
 _NO_NOTE = Change(_ACTS, "if (!may_be_noted(", "if (false)\n\t\tif (!may_be_noted(")

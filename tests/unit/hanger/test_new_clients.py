@@ -37,9 +37,7 @@ class Delivered:
         self.link = BouncerLink(
             loop, ours, pid=1, uid=0, on_message=cast("Any", None), on_end=cast("Any", None)
         )
-        owner = SimpleNamespace(
-            owner=True, state=ProcessState.ACTIVE, link=self.link, given=None
-        )
+        owner = SimpleNamespace(owner=True, state=ProcessState.ACTIVE, link=self.link, given=None)
         self.supervisor.census.add(cast("Any", owner))
 
     def accept(self) -> socket.socket:
