@@ -156,8 +156,9 @@ static uint32_t work_on_pending(uint32_t *closing)
 		if (l->kind == KEEPER_FREE)
 			continue;
 		if (!keeper_outbox_flush(slot)) {
+			/* words of ours are waited for; the rest of a result is cut off, as upstream does */
 			bool gave_up = l->kind == KEEPER_CLOSING
-				       && get_cached_time() - l->closing_since > CLOSING_PATIENCE;
+				       && (!l->outbox || get_cached_time() - l->closing_since > CLOSING_PATIENCE);
 
 			if (!gave_up) {
 				if (l->kind == KEEPER_CLOSING || !keeper_outbox_wait(slot))
