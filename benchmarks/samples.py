@@ -2,7 +2,8 @@
 
 What the keeper adds is user-space work alone: it makes no system call of its own in a transaction.
 `perf record` says how much of each program's time is spent in user space; with the time in the
-kernel as the measure that both share, the difference is the keeper's cost. Paired CPU seconds
+kernel as the measure that both share, the difference is the keeper's cost; not so for prepared
+statements, for which the keeper makes fewer system calls than PgBouncer does. Paired CPU seconds
 (`benchmarks.cpu`) say the same, but vary by several percent with how the scheduler happens to group
 wake-ups; this varies by half a percent or so. Needs perf (linux-perf) and pgbench.
 """

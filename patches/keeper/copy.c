@@ -412,8 +412,12 @@ static inline uint64_t serialize_socket(PgSocket *sk, struct KeeperLocal *l, str
 		check += put(copy, WORD(io), PART(io, l->handed) | PART(io_done, l->handed_done));
 		check += put(copy, WORD(io_parse), PART(io_parse, l->handed_done) | PART(io_recv, l->handed_end));
 		flags |= KEEPER_F_HANDED;
-		if (unlikely(io != NULL || keeper_store.format < KEEPER_FORMAT_HANDED))
+		/* there is no place for both; one that is empty, as before a recv, needs none */
+		if (unlikely(io && io->done_pos != io->recv_pos))
 			flags |= KEEPER_F_VOLATILE;
+		/* on the way down to a format that has none, and no room for it in the outbox */
+		if (unlikely(keeper_store.format < KEEPER_FORMAT_HANDED))
+			flags = (flags & ~KEEPER_F_HANDED) | KEEPER_F_VOLATILE;
 	} else if (io) {
 		check += put(copy, WORD(io), PART(io, io->keeper_number) | PART(io_done, io->done_pos));
 		check += put(copy, WORD(io_parse), PART(io_parse, io->parse_pos) | PART(io_recv, io->recv_pos));
