@@ -532,8 +532,8 @@ static void verify_marks(void)
 			should.flags |= KEEPER_F_HANDED;
 		}
 		should.flags |= is->flags & KEEPER_F_RECV_DUE;
-		/* PgBouncer leaves it where it was, and looks at it no more */
-		if (!should.link)
+		/* PgBouncer leaves it where it was until the next packet, and does not look at it: it may have gone */
+		if (!should.link || !should.dst)
 			should.dst = is->dst;
 		for (i = WORD(rx); i < WORD(check); i++) {
 			uint64_t wrong = ((const KeeperWord *)is)[i], right = ((const KeeperWord *)&should)[i];
