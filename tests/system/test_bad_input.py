@@ -17,6 +17,7 @@ import pytest
 
 from pgkeeper.control.protocol import admin_path
 from pgkeeper.hanger import datagram
+from pgkeeper.hanger.formats import OURS, Formats
 from protocol.control import Hello, Refuse, Role, decode, encode
 from protocol.ledger import FORMAT_OLDEST, FORMAT_VERSION, SIGNATURE
 from testbed import Keeper, Pooler, wait_until
@@ -240,9 +241,8 @@ def test_a_ledger_of_another_format(live: Keeper, changes: dict[str, int]) -> No
         packet = datagram.receive(connection)
         answer = decode(packet.data)
         assert isinstance(answer, Refuse)
-        assert f"this pgkeeper ledger format {FORMAT_VERSION} " in answer.text
-        theirs = changes.get("format_version", FORMAT_VERSION)
-        assert f"pgbouncer knows ledger format {theirs} " in answer.text
+        assert answer.text.endswith(f"this pgkeeper {OURS}")
+        assert f"pgbouncer knows {Formats.of(hello(**changes))}" in answer.text
         assert f"{SIGNATURE:016x}" in answer.text
         assert f"{changes.get('signature', SIGNATURE):016x}" in answer.text
         assert "\n" not in answer.text

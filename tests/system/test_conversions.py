@@ -10,6 +10,8 @@ import pytest
 from psycopg.pq import TransactionStatus
 
 from pgkeeper.control.client import RequestFailedError
+from pgkeeper.hanger.formats import Formats
+from protocol.ledger import FORMAT_OLDEST
 from testbed import RawClient
 from testbed.errors import BedError
 from testbed.ledgers import check_ledger
@@ -283,7 +285,7 @@ def test_an_older_pgkeeper_cannot_take_over(
         (line,) = told
         assert line.startswith(
             f"pgkeeper: takeover failed: the ledger is written in format {NEWER},"
-            f" we know ledger format {OURS} "
+            f" we know {Formats(FORMAT_OLDEST, OURS)}"
         )
         assert line.endswith("; the old hanger goes on")
         assert line.count("goes on") == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pgkeeper.hanger.formats import OURS
 from pgkeeper.states import ServiceState
 from protocol.ledger import FORMAT_VERSION
 from tests.system.scripted import ScriptedHanger, alive, wait_until
@@ -302,7 +303,7 @@ def test_another_format_is_refused_and_the_ledger_stays(hanger: ScriptedHanger) 
     os.kill(pid, signal.SIGKILL)
     hanger.wait_logged("hello-refused")
     assert f"pgbouncer knows ledger format {FORMAT_VERSION + 1} " in hanger.logged()
-    assert f"this pgkeeper ledger format {FORMAT_VERSION} " in hanger.logged()
+    assert f"this pgkeeper {OURS}" in hanger.logged()
     client.say("patience")
     hanger.script()
     assert client.hear() == "echo patience"
