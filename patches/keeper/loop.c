@@ -366,16 +366,15 @@ void keeper_loop_end(void)
 			make_room();
 	}
 	if (keeper_store.n_dirty) {
-		if (commit_is_due(now)) {
+		if (commit_is_due(now))
 			keeper_commit(KEEPER_ACT_NONE, 0, 0);
-			tell_usage();
-		} else {
+		else
 			end_loop_soon();
-		}
 		at_once = false;
 	}
 	if (now - last_beat >= BEAT_PERIOD) {
 		last_beat = now;
+		tell_usage();
 		keeper_beat();
 	}
 }
