@@ -190,11 +190,11 @@ static ssize_t keeper_recv(SBuf *sbuf, void *dst, size_t len)
 	if (!slot)
 		return safe_recv(sbuf->sock, dst, len, 0);
 
-	if (unlikely(keeper_handed)) {
+	if (unlikely(keeper_leaving)) {
 		/* within the callback that follows what was handed on: somebody is woken by it */
 		l->next = KEEPER_NEXT_RECV;
 		keeper_mark(sk);
-		keeper_send_handed();
+		keeper_send_leaving();
 		l->next = 0;
 	}
 	if (unlikely(l->is_handed || (sbuf->io->keeper_number & KEEPER_LENT))
@@ -257,7 +257,8 @@ static bool stream_blocked(PgSocket *destination)
 /*
  * Is this the end of all that its source has read and is to send on?  Then the
  * source is done with its IOBuf, and SBUF_EV_FLUSH follows.  A copy has one
- * place for an IOBuf.
+ * place for an IOBuf.  Clients that do not read may keep what was handed on to
+ * them for long: when few are left, the server waits with it, as upstream's does.
  */
 static inline bool may_hand_on(const PgSocket *sk, const struct KeeperLocal *l, const PgSocket *source,
 			       const uint8_t *data, size_t len)
@@ -268,7 +269,8 @@ static inline bool may_hand_on(const PgSocket *sk, const struct KeeperLocal *l, 
 	return io && data + len == io->buf + io->recv_pos && io->parse_pos == io->recv_pos && !from->pkt_remain
 	       && io->recv_pos < (unsigned)cf_sbuf_len && !sk->sbuf.io && from->dst == &sk->sbuf
 	       && !mbuf_avail_for_read(&from->extra_packets) && io->keeper_number && !l->is_unix
-	       && source->keeper_slot && keeper_store.format >= KEEPER_FORMAT_HANDED;
+	       && source->keeper_slot && keeper_store.format >= KEEPER_FORMAT_HANDED
+	       && keeper_store.n_free_iobuf > keeper_store.iobufs / 4;
 }
 
 /*
@@ -299,8 +301,8 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 		return safe_send(sbuf->sock, data, len, 0);
 
 	/* before anything of this send is in the state: it commits */
-	if (unlikely(keeper_handed && keeper_handed != slot))
-		keeper_send_handed_now();
+	if (unlikely(keeper_leaving && keeper_leaving != slot))
+		keeper_send_leaving_now();
 	source = stream_source(sk, data);
 	if (!source && stream_blocked(sk)) {
 		errno = EAGAIN;
@@ -315,7 +317,7 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 	keeper_mark(source);
 	keeper_mark(sk);
 	if (likely(source) && may_be_joined(l, source, data, len) && keeper_outbox_append(slot, data, len)) {
-		keeper_handed = slot;
+		keeper_leaving = slot;
 		return len;
 	}
 	if (unlikely(l->outbox || l->is_handed)) {

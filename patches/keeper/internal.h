@@ -186,7 +186,7 @@ static inline void keeper_hand_on(uint32_t slot, IOBuf *io, const void *data, si
 	l->handed_end = l->handed_done + len;
 	l->is_handed = true;
 	io->keeper_number |= KEEPER_LENT;
-	keeper_handed = slot;
+	keeper_leaving = slot;
 }
 
 /* what was handed on leaves, or goes into the outbox: the IOBuf is needed, or its place in the copy; false: no room */

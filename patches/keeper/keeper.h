@@ -99,13 +99,13 @@ static inline void keeper_before_proto(SBuf *sbuf, int event)
 }
 
 /* whose bytes are to leave when the callbacks have returned, or 0 */
-extern uint32_t keeper_handed;
-void keeper_send_handed_now(void);
+extern uint32_t keeper_leaving;
+void keeper_send_leaving_now(void);
 
-static inline void keeper_send_handed(void)
+static inline void keeper_send_leaving(void)
 {
-	if (keeper_handed)
-		keeper_send_handed_now();
+	if (keeper_leaving)
+		keeper_send_leaving_now();
 }
 
 static inline void keeper_after_proto(SBuf *sbuf, int event)
@@ -119,7 +119,7 @@ static inline void keeper_after_proto(SBuf *sbuf, int event)
 		keeper_mark_clean(sk);
 	/* the last callback of an event */
 	if (event == SBUF_EV_FLUSH)
-		keeper_send_handed();
+		keeper_send_leaving();
 }
 
 /* accept_client() has a socket: give it its slot before its first act */

@@ -186,9 +186,10 @@ static void finish_closing(const uint32_t *closing, uint32_t n)
 	for (i = 0; i < n; i++) {
 		struct KeeperLocal *l = &keeper_local[closing[i]];
 
-		untold[n_untold++] = closing[i];
+		/* closed already, and to be told of */
 		if (l->fd < 0)
 			continue;
+		untold[n_untold++] = closing[i];
 		/* the hanger's duplicate would keep close() from telling the peer */
 		shutdown(l->fd, SHUT_WR);
 		safe_close(l->fd);
@@ -247,7 +248,7 @@ void keeper_settle(void)
 {
 	/* who hears that he is closed may come again at once, and must not be counted twice then */
 	reuse_just_freed_objects();
-	keeper_send_handed();
+	keeper_send_leaving();
 	finish_pending();
 	tell_closed();
 	if (keeper_store.n_dirty)
@@ -350,7 +351,7 @@ void keeper_loop_end(void)
 		return;
 	now = get_cached_time();
 	keeper_handles_nobody();
-	keeper_send_handed();
+	keeper_send_leaving();
 	forward_to_peers();
 	finish_pending();
 	if (n_untold && tell_is_due())

@@ -15,7 +15,7 @@
  * Handed on.
  */
 
-uint32_t keeper_handed;
+uint32_t keeper_leaving;
 
 static IOBuf *handed_iobuf(const struct KeeperLocal *l)
 {
@@ -70,13 +70,12 @@ static inline bool send_handed(uint32_t slot)
 	return true;
 }
 
-void keeper_send_handed_now(void)
+void keeper_send_leaving_now(void)
 {
-	uint32_t slot = keeper_handed;
-
+	uint32_t slot = keeper_leaving;
 	const struct KeeperLocal *l = &keeper_local[slot];
 
-	keeper_handed = 0;
+	keeper_leaving = 0;
 	if (likely(l->is_handed) && unlikely(!send_handed(slot)))
 		keeper_pend(slot);
 	else if (unlikely(l->outbox) && !keeper_outbox_flush(slot))

@@ -147,6 +147,36 @@ RULES = (
         "bytes are out that no committed state speaks of: they are sent twice",
     ),
     Broken(
+        "another's bytes leave in the middle of a send",
+        (
+            Change(
+                _ACTS,
+                "if (unlikely(keeper_leaving && keeper_leaving != slot))\n"
+                "\t\tkeeper_send_leaving_now();",
+            ),
+            Change(
+                _ACTS,
+                "keeper_leaving = slot;\n\t\treturn len;",
+                "if (keeper_leaving != slot)\n\t\t\tkeeper_send_leaving();\n"
+                "\t\tkeeper_leaving = slot;\n\t\treturn len;",
+            ),
+        ),
+        Hunt(workload("statements"), partial(every, 1, 200)),
+        "the commit for them has what is sent both in the outbox and in front of it",
+    ),
+    Broken(
+        "nobody looks whether a full socket takes more",
+        (
+            Change(
+                _LOOP,
+                "if (l->kind == KEEPER_CLOSING || !keeper_outbox_wait(slot))",
+                "if (l->kind == KEEPER_CLOSING)",
+            ),
+        ),
+        Hunt(workload("deaf-server")),
+        "the last of a message, for which there was no room, stays here",
+    ),
+    Broken(
         "an IOBuf that was handed on is given back by who has read it",
         (Change(_ACTS, "if (number & KEEPER_LENT)", "if (false)"),),
         Hunt(workload("contention"), partial(every, 3)),
