@@ -68,6 +68,7 @@ class Worker:
         self.number = number
         self.progress = progress
         self.done: list[int] = []
+        self.opened: PsycopgSession | AsyncpgSession | None = None
 
     async def run(self) -> None:
         """Open, work until told to stop, close. Errors say whose they are."""
@@ -99,7 +100,7 @@ class PsycopgWorker(Worker):
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
         """The driver's connection."""
-        session = await PsycopgSession.open(self.pooler, self.mode)
+        session = self.opened = await PsycopgSession.open(self.pooler, self.mode)
         try:
             yield session.connection
         finally:
@@ -112,7 +113,7 @@ class AsyncpgWorker(Worker):
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Any]:
         """The driver's connection."""
-        session = await AsyncpgSession.open(self.pooler, self.mode)
+        session = self.opened = await AsyncpgSession.open(self.pooler, self.mode)
         try:
             yield session.connection
         except BaseException:
@@ -326,6 +327,12 @@ async def work(
         )
         try:
             await disturb(progress)
+        except BaseException:
+            # One that got half an answer would wait for the rest of it, even to be canceled.
+            for worker in workers:
+                if worker.opened is not None:
+                    worker.opened.cut()
+            raise
         finally:
             progress.stopping = True
     return workers

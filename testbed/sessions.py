@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -166,6 +167,13 @@ class PsycopgSession:
         """Leave, in order if the peer still listens."""
         await self.connection.close()
 
+    def cut(self) -> None:
+        """End the connection under the driver, and with it all that waits for an answer."""
+        if not self.connection.closed:
+            duplicate = socket.socket(fileno=os.dup(self.connection.fileno()))
+            with duplicate, contextlib.suppress(OSError):
+                duplicate.shutdown(socket.SHUT_RDWR)
+
 
 class AsyncpgSession:
     """An `asyncpg.Connection`, reachable as `connection`."""
@@ -236,6 +244,10 @@ class AsyncpgSession:
     async def close(self) -> None:
         """Leave, in order if the peer still listens."""
         await self.connection.close(timeout=5)
+
+    def cut(self) -> None:
+        """End the connection under the driver, and with it all that waits for an answer."""
+        self.connection.terminate()
 
 
 def snapshot(connection: psycopg.Connection[Row], *, pinned: bool) -> Snapshot:

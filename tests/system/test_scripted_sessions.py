@@ -202,10 +202,14 @@ def test_an_idle_hanger_looks_at_the_heartbeat_and_does_nothing_else(
         with Path(f"/proc/{hanger.process.pid}/status").open() as status:
             return sum(int(line.split()[1]) for line in status if "ctxt_switches" in line)
 
-    wait_until(lambda: switches() == (time.sleep(0.1), switches())[1], "rest")
-    before = switches()
-    time.sleep(1.0)  # there is no condition to wait for: nothing is to happen
-    assert switches() - before <= most
+    def in_a_second() -> int:
+        before = switches()
+        time.sleep(1.0)  # there is no condition to wait for: nothing is to happen
+        return switches() - before
+
+    # First it does what it has put off, for example gives the standby its sockets in advance.
+    wait_until(lambda: in_a_second() <= most, "rest")
+    assert in_a_second() <= most
 
 
 # pgbouncer's own faults

@@ -166,4 +166,4 @@ def test_a_cancel_request_passes_to_the_peer_once(
         report = Sweep(workload, make, sweep_postgres, watcher, tracer_program).over(plan)
     print(report)
     assert not report.differences, report
-    assert report.points >= 10
+    assert report.points >= 5
