@@ -223,6 +223,7 @@ class Sweep:
             point,
             parent=keeper.hanger.pid,
             second=second,
+            standby=before.standby_pid or 0,
             absence=stage.nobody_serves if workload.absences else None,
         ) as tracer:
             with _noting(wrong, "the script stopped: "):

@@ -82,6 +82,9 @@ def run_sweep(
     return run
 
 
+_STANDBY = pytest.mark.parametrize("standby", [False, True], ids=["alone", "standby"])
+
+
 @_EACH
 def test_some_points(workload: Workload, run_sweep: RunSweep) -> None:
     points = _FEW_POINTS if workload.name in _SLOW else _POINTS
@@ -96,8 +99,11 @@ def test_some_points(workload: Workload, run_sweep: RunSweep) -> None:
     [one for one in WORKLOADS if one.name in _PAIRED],
     ids=lambda workload: workload.name,
 )
-def test_some_pairs(workload: Workload, run_sweep: RunSweep) -> None:
-    report = run_sweep(workload, lambda length: twice(length // 2 | 1, length // 4, stride=31))
+@_STANDBY
+def test_some_pairs(workload: Workload, standby: bool, run_sweep: RunSweep) -> None:
+    report = run_sweep(
+        workload, lambda length: twice(length // 2 | 1, length // 4, stride=31), standby=standby
+    )
     assert not report.differences, report
     assert report.pairs >= 5
 
@@ -105,7 +111,7 @@ def test_some_pairs(workload: Workload, run_sweep: RunSweep) -> None:
 @_EACH
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("standby", [False, True], ids=["alone", "standby"])
+@_STANDBY
 def test_every_point(workload: Workload, standby: bool, run_sweep: RunSweep) -> None:
     report = run_sweep(workload, lambda _: every(), standby=standby)
     assert not report.differences, report
@@ -135,8 +141,11 @@ def test_between_two_system_calls(workload: Workload, run_sweep: RunSweep) -> No
 @_EACH
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_successor_is_killed_too(workload: Workload, run_sweep: RunSweep) -> None:
+@_STANDBY
+def test_the_successor_is_killed_too(
+    workload: Workload, standby: bool, run_sweep: RunSweep
+) -> None:
     """After some points of the workload, at every call of the adoption and the loop behind it."""
-    report = run_sweep(workload, lambda length: twice(length // 9 | 1, stride=7))
+    report = run_sweep(workload, lambda length: twice(length // 9 | 1, stride=7), standby=standby)
     assert not report.differences, report
     assert not report.missed, report

@@ -2,7 +2,7 @@
  * Kills a process at one exact point: at the entry or at the exit of its N-th
  * system call, or some machine instructions after it.
  *
- *   tracer PID N WHERE STEPS [PARENT N2 WHERE2 HOLD]
+ *   tracer PID N WHERE STEPS [PARENT N2 WHERE2 HOLD [STANDBY]]
  *
  * WHERE is "entry" (the call is not made) or "exit" (it was made, and nothing
  * after it); STEPS instructions are stepped beyond.  N = 0 only counts.
@@ -10,6 +10,8 @@
  * PARENT is who starts the successor.  With N2 the next process of the same
  * name that it starts is killed too, at its N2-th system call counted from its
  * first recvmsg(): that is where a successor begins to hear from the hanger.
+ * With STANDBY it is that process, which runs already, counted from its first
+ * recvmsg() after the first death.
  * It is let go when it waits for events the second time after it said READY,
  * with the adoption and the first round of its loop behind it.  With HOLD = 1 PARENT is stopped
  * (SIGSTOP) before each kill, so that nobody serves until somebody sends it
@@ -64,7 +66,7 @@ static struct {
 } call;
 
 /* who starts the successor, which is to die as well */
-static pid_t parent;
+static pid_t parent, standby;
 static bool hold;
 static struct Point second;
 static bool is_successor, is_ready;
@@ -99,6 +101,40 @@ static void resume(int how, pid_t pid, int number)
 		fail("ptrace");
 }
 
+/* the next whose calls are counted, from its first recvmsg() on */
+static void follow(pid_t successor)
+{
+	tracee = successor;
+	is_successor = true;
+	is_ready = false;
+	waits = 0;
+	/* its threads must not be ours: a death is complete only when all are reaped */
+	if (ptrace(PTRACE_SETOPTIONS, tracee, 0, PTRACE_O_TRACESYSGOOD) < 0 && errno != ESRCH)
+		fail("PTRACE_SETOPTIONS");
+	resume(PTRACE_SYSCALL, tracee, 0);
+}
+
+/* stop one that runs, at its next way back from the kernel; false if it has ended */
+static bool interrupt(pid_t pid)
+{
+	int status;
+
+	if (ptrace(PTRACE_INTERRUPT, pid, 0, 0) < 0)
+		fail("PTRACE_INTERRUPT");
+	for (;;) {
+		if (waitpid(pid, &status, __WALL) < 0)
+			fail("waitpid");
+		if (!WIFSTOPPED(status)) {
+			printf("ended %d %d\n", pid, status);
+			fflush(stdout);
+			return false;
+		}
+		if (status >> 16)
+			return true;
+		resume(PTRACE_CONT, pid, WSTOPSIG(status));
+	}
+}
+
 static void kill_it(void)
 {
 	char path[64], link[256];
@@ -108,6 +144,8 @@ static void kill_it(void)
 	snprintf(path, sizeof(path), "/proc/%d/fd/%d", tracee, (int)call.args[0]);
 	len = readlink(path, link, sizeof(link) - 1);
 	link[len > 0 ? len : 0] = 0;
+	if (standby && !interrupt(standby))
+		standby = 0;
 	if (hold && kill(parent, SIGSTOP) < 0)
 		fail("SIGSTOP");
 	if (kill(tracee, SIGKILL) < 0)
@@ -126,6 +164,10 @@ static void kill_it(void)
 		return;
 	counting = false;
 	count = 0;
+	if (standby) {
+		follow(standby);
+		standby = 0;
+	}
 }
 
 /* a successor in its loop is another process among many: no more kills */
@@ -233,14 +275,7 @@ static void other_stopped(pid_t pid, int status)
 	if (event == PTRACE_EVENT_EXEC && !tracee && point.call) {
 		read_name(pid, new_name, sizeof(new_name));
 		if (strcmp(new_name, name) == 0) {
-			tracee = pid;
-			is_successor = true;
-			is_ready = false;
-			waits = 0;
-			/* its threads must not be ours: a death is complete only when all are reaped */
-			if (ptrace(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESYSGOOD) < 0 && errno != ESRCH)
-				fail("PTRACE_SETOPTIONS");
-			resume(PTRACE_SYSCALL, pid, 0);
+			follow(pid);
 			return;
 		}
 	}
@@ -288,8 +323,8 @@ int main(int argc, char **argv)
 	struct signalfd_siginfo ignored;
 	sigset_t set;
 
-	if (argc != 5 && argc != 9) {
-		fprintf(stderr, "usage: tracer PID N entry|exit STEPS [PARENT N entry|exit HOLD]\n");
+	if (argc != 5 && argc != 9 && argc != 10) {
+		fprintf(stderr, "usage: tracer PID N entry|exit STEPS [PARENT N entry|exit HOLD [STANDBY]]\n");
 		return 2;
 	}
 	tracee = atoi(argv[1]);
@@ -304,30 +339,21 @@ int main(int argc, char **argv)
 	if (ready[1].fd < 0)
 		fail("signalfd");
 
-	if (argc == 9) {
+	if (argc >= 9) {
 		parent = atoi(argv[5]);
 		second = parse_point(argv + 6);
 		hold = atoi(argv[8]) == 1;
-		if (second.call)
+		if (second.call && argc == 10) {
+			standby = atoi(argv[9]);
+			seize(standby, 0);
+		} else if (second.call) {
 			seize(parent, PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC);
+		}
 	}
 	seize(tracee, PTRACE_O_TRACESYSGOOD);
-	if (ptrace(PTRACE_INTERRUPT, tracee, 0, 0) < 0)
-		fail("PTRACE_INTERRUPT");
 	/* stopped once, it counts from its very next call */
-	for (;;) {
-		int status;
-
-		if (waitpid(tracee, &status, __WALL) < 0)
-			fail("waitpid");
-		if (!WIFSTOPPED(status)) {
-			printf("ended %d %d\n", tracee, status);
-			return 1;
-		}
-		if (status >> 16)
-			break;
-		resume(PTRACE_CONT, tracee, WSTOPSIG(status));
-	}
+	if (!interrupt(tracee))
+		return 1;
 	resume(PTRACE_SYSCALL, tracee, 0);
 	printf("ready\n");
 	fflush(stdout);

@@ -76,7 +76,7 @@ class Tracer:
 
     With `point` None it only counts. With `parent` and `second`, the successor that `parent`
     starts is killed at that point of its adoption; `adopted` is the number of its calls if it got
-    away. With `parent` and `absence`, no successor is started after a death before `absence` has
+    away. The successor is `standby`, if that is not 0. With `parent` and `absence`, no successor is started after a death before `absence` has
     returned; it is called by a thread of ours.
     """
 
@@ -88,12 +88,15 @@ class Tracer:
         *,
         parent: int = 0,
         second: Point | None = None,
+        standby: int = 0,
         absence: Callable[[], None] | None = None,
     ) -> None:
         self._argv = [str(program), str(pid), *_words(point), str(point.steps if point else 0)]
         if parent:
             hold = "0" if absence is None else "1"
             self._argv += [str(parent), *_words(second), hold]
+            if standby:
+                self._argv.append(str(standby))
         self._parent = parent
         self._absence = absence
         self.deaths: list[Death] = []
