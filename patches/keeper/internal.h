@@ -364,4 +364,13 @@ bool keeper_hanger_release(const uint64_t *tokens, unsigned count, bool patient)
 bool keeper_hanger_unheld(uint64_t token, enum KeeperUnheldReason reason, bool is_server);
 bool keeper_hanger_connected(void);
 
+/*
+ * ends.c
+ */
+
+/* by the names of their sockets; as KILL_CLIENT on the console */
+void keeper_end_clients(const struct KeeperTokens *tokens);
+/* all sessions, clients and servers, for good */
+void keeper_end_all(void);
+
 #endif

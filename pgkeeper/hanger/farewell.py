@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ADMIN_SHUTDOWN", "HOLD_TIMEOUT", "Ended", "end_session", "end_sessions"]
 
 #: SQLSTATE and text (appendix "PostgreSQL Error Codes": admin_shutdown, cannot_connect_now); the
-#: former as patches/keeper/hanger.c says it.
+#: former as patches/keeper/ends.c says it.
 ADMIN_SHUTDOWN: Final = (
     "57P01",
     "terminating connection: pgbouncer and pgkeeper are shut down",

@@ -11,7 +11,7 @@ from tests.sweep.syscall.sweep import between, every
 
 _ACTS = f"{KEEPER}/acts.c"
 _COPY = f"{KEEPER}/copy.c"
-_HANGER = f"{KEEPER}/hanger.c"
+_ENDS = f"{KEEPER}/ends.c"
 _COMMIT_H = "include/keeper/commit.h"
 _HOOKED = f"{KEEPER}/keeper.c"
 _HOOKED_H = "include/keeper/keeper.h"
@@ -212,7 +212,7 @@ RULES = (
         "an operator's goodbye leaves before the end is committed",
         (
             Change(
-                _HANGER,
+                _ENDS,
                 _OPERATORS_END,
                 "if (between_messages(l->object) && send_pooler_error(l->object, false,"
                 ' "57P01", true, "terminated by the operator (pgkeeper)"))\n'
@@ -225,7 +225,7 @@ RULES = (
     ),
     Broken(
         "an operator's goodbye does not wait for the end of a message",
-        (Change(_HANGER, _OPERATORS_END, "disconnect_client_sqlstate(l->object, true"),),
+        (Change(_ENDS, _OPERATORS_END, "disconnect_client_sqlstate(l->object, true"),),
         Hunt(workload("end-sessions")),
         "the client takes it for a part of the message, or waits for the rest of that",
     ),

@@ -27,7 +27,7 @@ RULES = (
     Broken(
         "a received FIN is counted as a byte",
         (Change(_FIGURES, "- fin_received(after.tcpi_state)"),),
-        Hunt(workload("session"), partial(every, 3, 200)),
+        Hunt(workload("last-server-goes"), partial(every, 1, 24)),
         "one byte more than there is seems to have been read",
     ),
     Broken(

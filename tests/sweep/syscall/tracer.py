@@ -76,8 +76,8 @@ class Tracer:
 
     With `point` None it only counts. With `parent` and `second`, the successor that `parent`
     starts is killed at that point of its adoption; `adopted` is the number of its calls if it got
-    away. The successor is `standby`, if that is not 0. With `parent` and `absence`, no successor is started after a death before `absence` has
-    returned; it is called by a thread of ours.
+    away. The successor is `standby`, if that is not 0. With `parent` and `absence`, no successor
+    is started after a death before `absence` has returned; it is called by a thread of ours.
     """
 
     def __init__(

@@ -59,6 +59,7 @@ def _large(stage: Stage) -> None:
     text = f"{insert} RETURNING length(tag) /* {'long' * 4000} */"
     batch = parse("s", text) + bind("s", "a" * 11000) + execute() + SYNC
     a.send_apart(batch, 3, 6, 4096, 9000, 16040, 16050, 20000, 27070)
+    a.await_answer()  # or b's insert, in another server, could overtake it
     # In the middle of a's Bind b prepares the same text; c runs on a server that lacks it.
     half = bind("s", "b" * 9000) + execute() + SYNC
     a.send_apart(half[:5000], 1, 5)
