@@ -25,13 +25,14 @@ _NAME = "/memfd:pgkeeper-ledger"
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stop the process `pid` (SIGSTOP) during the `with` block."""
+    """Stop the process `pid` (SIGSTOP) during the `with` block, which may kill it."""
     send(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: state(pid) == "T", what=f"{pid} is stopped")
         yield
     finally:
-        send(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            send(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager
