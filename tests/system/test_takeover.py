@@ -298,11 +298,11 @@ def kinds_at_rest(pid: int) -> dict[str, int]:
 
     pgbouncer may tell of a client that has gone only at its next round, a third of a second later.
     """
-    seen = [kinds(pid)]
+    seen: list[dict[str, int]] = []
 
     def settled() -> bool:
         seen.append(kinds(pid))
-        return seen[-1] == seen[-2]
+        return seen[-2:-1] == seen[-1:]
 
     wait_until(settled, what="as many descriptors as before", poll_s=0.5)
     return seen[-1]
