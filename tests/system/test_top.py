@@ -220,15 +220,18 @@ def test_what_cannot_be_ended(keeper: Keeper, name: str, reason: str) -> None:
 
 
 class Terminal:
-    """A command in a terminal of 80 columns and 24 lines, by tmux."""
+    """A shell in a terminal of 80 columns and 24 lines, by tmux; it runs a command and tells how.
+
+    tmux itself may miss that a process has ended.
+    """
 
     def __init__(self, run_dir: RunDir, *command: str | Path) -> None:
         self._socket = str(run_dir.path / "tmux.sock")
         quoted = " ".join(f"'{word}'" for word in command)
-        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", quoted)
+        script = f"echo before it; {quoted}; echo exit status $?; cat"
+        self._tmux("-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24", script)
 
     def __enter__(self) -> Terminal:
-        self._tmux("set-option", "-g", "remain-on-exit", "on")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -284,7 +287,7 @@ def test_in_a_real_terminal(keeper: Keeper, run_dir: RunDir, running: RawClient)
         terminal.shows("0-0 of 0 clients that match")
         _ended(victim)
         terminal.press("q")
-        terminal.shows("Pane is dead (status 0")
+        terminal.shows("before it", "exit status 0")
 
 
 def _ended(connection: Connection) -> None:
