@@ -190,6 +190,12 @@ class Reception:
     # HELLO
 
     def _introduce(self, link: BouncerLink, hello: Hello, fds: tuple[int, ...]) -> None:
+        if hello.role is Role.SUCCESSOR and self._strangers[link].ended:
+            # Of a child we may know that already. One that has served is heard: it brings sockets.
+            datagram.close_all(fds)
+            self._strangers.pop(link).close()
+            link.close()
+            return
         process = self._process_of(link)
         process.link = link
         process.formats = Formats.of(hello)

@@ -114,6 +114,8 @@ class FakeBouncer:
             pgbouncer_version="fake",
         )
         self.say(hello, (self.ledger_fd,) if serving else ())
+        if "says_hello" in self.script:
+            Path(self.script["says_hello"]).touch()
 
     def find_hanger(self) -> None:
         try:

@@ -14,6 +14,7 @@ import pytest
 from pgkeeper.hanger.formats import OURS
 from pgkeeper.states import ServiceState
 from protocol.ledger import FORMAT_VERSION
+from testbed.ledgers import stopped
 from tests.system.scripted import ScriptedHanger, alive, wait_until
 
 # sessions go on
@@ -236,6 +237,27 @@ def test_a_crash_is_survived(hanger: ScriptedHanger) -> None:
     wait_until(lambda: not alive(before.pid), "crashed")
     assert "SIGSEGV" in (hanger.wait_active(2), hanger.logged())[1]
     assert client.who().incarnation == 2
+
+
+def test_what_one_said_that_has_died_meanwhile(hanger: ScriptedHanger) -> None:
+    """Its end is known before its HELLO is read: that makes no pgbouncer of it, nobody's child."""
+    hanger.start()
+    assert hanger.process is not None
+    client = hanger.client()
+    before = client.who()
+    said = hanger.directory / "said"
+    hanger.directory.chmod(0o777)
+    hanger.script(says_hello=str(said))
+    os.kill(before.pid, signal.SIGKILL)
+    hanger.wait_logged("bouncer-started", times=2)
+    with stopped(hanger.process.pid):
+        wait_until(said.exists, "a HELLO")
+        (pid,) = hanger.bouncer_pids()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not alive(pid), "dead")
+    assert client.who().incarnation == 2
+    assert hanger.logged().count("bouncer-ended") == 2
+    assert "unknown" not in hanger.logged()
 
 
 def test_crash_loop_and_the_way_out(hanger: ScriptedHanger) -> None:
