@@ -32,6 +32,7 @@ HANGER_LOG = "hanger.log"
 
 _COMMAND = "from pgkeeper.cli import main; main()"
 _PIDS = "keeper.pids"
+_TRIES = 10
 _TO_HANGER = {
     signal.SIGQUIT: signal.SIGTERM,
     signal.SIGTERM: signal.SIGTERM,
@@ -84,12 +85,16 @@ class StandIn:
     def reboot(self) -> None:
         """Replace the pgbouncer of the older stand-in, and that one itself."""
         hanger, older = map(int, (self._folder / _PIDS).read_text().split())
-        subprocess.run(
-            [*self._pgkeeper, "handoff", "--socket", self._socket],
-            check=True,
-            env=self._environment,
-            stdout=subprocess.DEVNULL,
-        )
+        # One of whose two sides is killed may fail, and says so: then again, as an operator would.
+        for tries in range(_TRIES if self._kill_every_s else 1, 0, -1):
+            done = subprocess.run(
+                [*self._pgkeeper, "handoff", "--socket", self._socket],
+                check=tries == 1,
+                env=self._environment,
+                stdout=subprocess.DEVNULL,
+            )
+            if done.returncode == 0:
+                break
         # It holds nothing and has nothing to say.
         os.kill(older, signal.SIGKILL)
         self._stay_with(hanger)

@@ -111,7 +111,7 @@ def test_to_one_that_no_longer_knows_the_format(
     """It is refused before anything happens to the one that serves."""
     forgetful = Change(
         "include/keeper/format.h",
-        f"define KEEPER_FORMAT_OLDEST\t{OURS}",
+        f"define KEEPER_FORMAT_OLDEST\t{FORMAT_OLDEST}",
         f"define KEEPER_FORMAT_OLDEST\t{NEWER}",
     )
     keeper = make_keeper()
