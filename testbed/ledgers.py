@@ -25,14 +25,13 @@ _NAME = "/memfd:pgkeeper-ledger"
 
 @contextlib.contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """Stop the process `pid` (SIGSTOP) during the `with` block, which may kill it."""
+    """Stop the process `pid` (SIGSTOP) during the `with` block."""
     send(pid, signal.SIGSTOP)
     try:
         wait_until(lambda: state(pid) == "T", what=f"{pid} is stopped")
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            send(pid, signal.SIGCONT)
+        send(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

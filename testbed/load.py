@@ -321,11 +321,11 @@ async def work(
     async with asyncio.TaskGroup() as group:
         for worker in workers:
             group.create_task(worker.run())
-        # Everyone is at work before it begins.
-        await wait_until_async(
-            lambda: _all_began(workers), what="every worker has begun", seconds=30
-        )
         try:
+            # Everyone is at work before it begins.
+            await wait_until_async(
+                lambda: _all_began(workers), what="every worker has begun", seconds=30
+            )
             await disturb(progress)
         except BaseException:
             # One that got half an answer would wait for the rest of it, even to be canceled.

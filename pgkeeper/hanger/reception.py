@@ -191,7 +191,7 @@ class Reception:
 
     def _introduce(self, link: BouncerLink, hello: Hello, fds: tuple[int, ...]) -> None:
         if hello.role is Role.SUCCESSOR and self._strangers[link].ended:
-            # Of a child we may know that already. One that has served is heard: it brings sockets.
+            # Of a child we may know that already. One that has served is heard: it has the ledger.
             datagram.close_all(fds)
             self._strangers.pop(link).close()
             link.close()

@@ -13,7 +13,8 @@ import pytest
 
 from protocol.ledger import Flag
 from testbed import RawClient, wait_until
-from testbed.ledgers import ledger_of, stopped
+from testbed.ledgers import ledger_of
+from testbed.process import state
 from testbed.rawclient import frontend, text
 from tests.sweep.syscall.unread import unread
 
@@ -52,12 +53,14 @@ def test_a_copy_that_names_anothers_buffer(make_keeper: MakeKeeper, ends: str) -
             other.send(question[:3])
             wait_until(lambda other=other: not unread(other.socket), what="half of it is read")
         wait_until(lambda: _deaf(keeper)[0] in _own_iobufs(keeper), what="a buffer named twice")
-        with stopped(keeper.bouncer_pid):
-            if ends == "is reset":
-                linger = struct.pack("ii", 1, 0)
-                deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-                deaf.close()
-            os.kill(keeper.bouncer_pid, signal.SIGKILL)
+        pid = keeper.bouncer_pid
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: state(pid) == "T", what="it stands still, and hears of no reset")
+        if ends == "is reset":
+            linger = struct.pack("ii", 1, 0)
+            deaf.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            deaf.close()
+        os.kill(pid, signal.SIGKILL)
         keeper.wait_active()
         for other in others:
             other.send(question[3:])

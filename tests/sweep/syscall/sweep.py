@@ -211,7 +211,8 @@ class Sweep:
         """
         number = next(self._numbers)
         if number % _RUNS == 0:
-            self._begin_again()
+            self._keeper.close()  # in order, with all that it checks
+            self._keeper = self._make_keeper()
         workload, keeper = self.workload, self._keeper
         database = f"{workload.name}-{number}"
         if workload.warm is not None:
@@ -237,6 +238,8 @@ class Sweep:
                 workload.script(stage)
             _end(stage)
         wrong += stage.failures
+        if before.standby_pid and any(d.pid != before.standby_pid for d in tracer.deaths[1:]):
+            wrong.append("the second to die was not the standby")
         after = keeper.wait_active(after=before.incarnation + len(tracer.deaths) - 1)
         with _noting(wrong):
             self._await_rest()
