@@ -76,6 +76,9 @@ static bool stream_ok(const struct KeeperCopy *c)
 		return false;
 	if (c->pkt_action > KEEPER_ACTION_CALL || (c->pkt_remain && !c->pkt_action) || c->skip_remain > c->pkt_remain)
 		return false;
+	/* what is fetched is skipped to its end (sbuf_prepare_fetch): it has no dst that the rest could go to */
+	if (c->pkt_action == KEEPER_ACTION_CALL && c->skip_remain != c->pkt_remain)
+		return false;
 	if (c->wait_type != KEEPER_WAIT_NONE && c->wait_type != KEEPER_WAIT_RECV
 	    && c->wait_type != KEEPER_WAIT_SEND && c->wait_type != KEEPER_WAIT_ONCE)
 		return false;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pgkeeper.bouncer.build import Variant, binary
@@ -172,6 +172,9 @@ def sanitized_bed(
 
 scribbles = given(damages=st.lists(SCRIBBLE, min_size=1, max_size=4), twice=st.booleans())
 forgeries = given(damages=st.lists(FORGERY, min_size=1, max_size=3), twice=st.booleans())
+# What is left of a packet that is fetched whole is no more and no less than what its buffer lacks.
+a_longer_rest = example(damages=[Forged("half parsed", "pkt_remain", 1 << 16)], twice=False)
+a_shorter_rest = example(damages=[Forged("half parsed", "skip_remain", 1)], twice=False)
 
 
 @SHORT
@@ -182,6 +185,8 @@ def test_scribbles_are_noticed(bed: ScribbledBed, damages: list[Damage], twice: 
 
 
 @SHORT
+@a_longer_rest
+@a_shorter_rest
 @forgeries
 def test_forgeries_hurt_nobody_else(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
     """With right checks a lie cannot be told from the truth, but the process survives it."""
@@ -210,6 +215,8 @@ def test_scribbles_under_sanitizers(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("sanitized_bed", [SANITIZED_ONLY], ids=["no assertions"], indirect=True)
 @LONG
+@a_longer_rest
+@a_shorter_rest
 @forgeries
 def test_forgeries_under_sanitizers(
     sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
