@@ -25,6 +25,7 @@
 #define KEEPER_UNIT		64	/* heap allocation unit, bytes */
 #define KEEPER_INLINE_REQUESTS	22
 #define KEEPER_HANDLED_TOKEN	(1ULL << 62)	/* KeeperHeader.handled is a token: of a socket without a slot */
+#define KEEPER_DIED_SENT	(1U << 8)	/* KeeperHeader.died_of: another process sent the signal */
 #define KEEPER_READS		16	/* recvs that may follow a commit without one of their own */
 
 /* what a slot holds */
@@ -197,7 +198,7 @@ struct KeeperHeader {
 	uint64_t server_token;	/* last token pgbouncer made itself */
 	uint64_t query_id;	/* last PGBOUNCER_n ever used */
 	uint64_t socket_id;	/* last PgSocket.id ever used */
-	uint32_t died_of;	/* number of the signal, if it was one of a crash */
+	uint32_t died_of;	/* number of the signal, if it was one of a crash, with KEEPER_DIED_SENT */
 	/* what is not free at an event loop's end, for those who watch */
 	uint32_t used_slots;
 	uint32_t used_iobufs;

@@ -94,7 +94,8 @@ class Quarantine:
     def recall(self) -> None:
         """The last pgbouncer died unseen: if of a crash, that is the first of whom it names."""
         segment = self._holdings.segment
-        suspect = _suspect(segment) if segment is not None and segment.died_of else None
+        crashed = segment is not None and segment.died_of and not segment.crash_was_sent
+        suspect = _suspect(segment) if segment is not None and crashed else None
         self._last = None if suspect is None else suspect.token
 
     def refusal(self, peer: str) -> tuple[str, str] | None:
@@ -105,8 +106,9 @@ class Quarantine:
     def judge(self, process: Process) -> bool:
         """Judge a death; True: what it died of is gone.
 
-        SIGKILL from outside is no session's fault, not even the kernel's for want of memory,
-        which all of them use.  Nor is a process that hangs without running.
+        A signal from outside is no session's fault, not even the kernel's SIGKILL for want of
+        memory, which all of them use, nor a SIGABRT that somebody sent for a core dump.  Nor is a
+        process that hangs without running.
         """
         segment = self._holdings.segment
         if not process.looped and not _crashed(process, segment):
@@ -195,6 +197,8 @@ class Quarantine:
 
 def _crashed(process: Process, segment: Segment | None) -> bool:
     """Whether it is to blame for its end; of one that is not our child only the ledger tells."""
+    if segment is not None and segment.crash_was_sent:
+        return False
     if process.end is not None and process.end.known:
         return process.end.by_itself
     return segment is not None and bool(segment.died_of)

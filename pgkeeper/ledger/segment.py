@@ -25,7 +25,7 @@ from protocol.ledger import (
     LedgerMismatch,
     LedgerView,
 )
-from protocol.ledger_layouts import HEADER
+from protocol.ledger_layouts import DIED_SENT, HEADER
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -194,6 +194,15 @@ class Segment:
     @property
     def died_of(self) -> int:
         """The signal of a crash that the last incarnation died of, 0 if it was none."""
+        return self._last_words & ~DIED_SENT
+
+    @property
+    def crash_was_sent(self) -> bool:
+        """Whether another process sent that signal: no event that was being handled."""
+        return bool(self._last_words & DIED_SENT)
+
+    @property
+    def _last_words(self) -> int:
         return int.from_bytes(self._mapping[_DIED_OF : _DIED_OF + 4], sys.byteorder)
 
     def view(self) -> LedgerView:

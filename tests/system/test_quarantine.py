@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,8 +25,6 @@ from tests.system.poison import CRASH, CRASH_IN_ANSWER, LOOP, POISONABLE
 from tests.system.wrapping import Wrapped, kept
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from testbed import Postgres, RunDir
     from tests.fix_keeper import MakeKeeper
     from tests.sweep.controls.mutants import Mutants
@@ -153,6 +152,43 @@ def test_where_session_after_session_crashes_they_are_held_and_it_is_a_crash_loo
         switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
         assert other.query("SELECT 'other'") == [("other",)]
         assert [message.kind for message in last.until_ready()] == ["T", "D", "C", "Z"]
+
+
+def test_a_session_in_whose_event_somebody_aborts_pgbouncer_is_not_blamed(
+    run_dir: RunDir, postgres: Postgres, poisoned: Path
+) -> None:
+    """An operator wants a core dump of one that seems to hang, and of the next: no crash of its."""
+    switch = Wrapped(run_dir, poisoned, "looping-or-sound")
+    options = ("--hang-timeout", "60")
+    with (
+        kept(run_dir, postgres, switch.path, "aborted", options=options) as keeper,
+        logged_in(keeper) as client,
+    ):
+        client.send(frontend("Q", text(f"SELECT '{LOOP}'")))
+        for _ in range(3):
+            send(one_that_loops(keeper), signal.SIGABRT)
+        last = one_that_loops(keeper)
+        switch.misbehave(f'exec {run_dir.usable(binaries.patched())} "$@"')
+        send(last, signal.SIGKILL)
+        assert [message.kind for message in client.until_ready()] == ["T", "D", "C", "Z"]
+        assert keeper.status().crashes.quarantine.ended == {}
+
+
+def one_that_loops(keeper: Keeper) -> int:
+    """The pid of the next pgbouncer that has run for 0.3 s of CPU time, maybe before READY."""
+    pids: list[int] = []
+
+    def looks() -> bool:
+        pid = keeper.status().pgbouncer.pid
+        pids[:] = [] if pid is None else [pid]
+        # proc(5), /proc/PID/schedstat; it may just have ended
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            figures = Path(f"/proc/{pid}/schedstat").read_text().split()
+            return pid is not None and int(figures[0]) > 300_000_000
+        return False
+
+    wait_until(looks, what="one runs for ever", seconds=20)
+    return pids[0]
 
 
 def test_the_first_death_counts_with_the_hanger_that_takes_over(keeper: Keeper) -> None:

@@ -29,6 +29,7 @@ class FakeSegment:
     scene: Scene
     handled: int = CLIENT
     died_of: int = 0
+    crash_was_sent: bool = False
 
     def view(self) -> LedgerView:
         return self.scene.view()
@@ -134,6 +135,14 @@ def test_nobody_is_ended_where_nobody_is_named(bed: Bed, handled: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGQUIT])
 def test_a_death_from_outside_is_no_sessions_fault(bed: Bed, number: int) -> None:
     assert [bed.dies(Exit(signal=number)) for _ in range(4)] == [False] * 4
+    assert bed.held == 2
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["child", "stranger"])
+def test_a_crash_that_somebody_sent_is_no_sessions_fault(bed: Bed, ours: bool) -> None:
+    bed.segment.died_of, bed.segment.crash_was_sent = signal.SIGABRT, True
+    bed.quarantine.recall()
+    assert [bed.dies(CRASH if ours else Exit()) for _ in range(4)] == [False] * 4
     assert bed.held == 2
 
 

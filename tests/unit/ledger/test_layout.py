@@ -36,6 +36,7 @@ DEFINES = {
     "KEEPER_INLINE_REQUESTS": ledger_layouts.INLINE_REQUESTS,
     "KEEPER_READS": ledger_layouts.READS,
     "KEEPER_HANDLED_TOKEN": ledger_layouts.HANDLED_TOKEN,
+    "KEEPER_DIED_SENT": ledger_layouts.DIED_SENT,
     "KEEPER_IOBUF_HEAD": ledger_layouts.IOBUF_HEAD,
 }
 

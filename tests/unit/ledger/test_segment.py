@@ -80,8 +80,11 @@ def test_what_the_last_incarnation_died_of_is_not_the_next_ones() -> None:
             at = layouts.HEADER.field(name).offset
             os.pwrite(segment.fd, (11).to_bytes(size, "little"), at)
         assert (segment.handled, segment.died_of) == (11, 11)
+        assert not segment.crash_was_sent
+        os.pwrite(segment.fd, (layouts.DIED_SENT | 6).to_bytes(4, "little"), at)
+        assert (segment.died_of, segment.crash_was_sent) == (6, True)
         segment.set_incarnation(7)
-        assert (segment.handled, segment.died_of) == (0, 0)
+        assert (segment.handled, segment.died_of, segment.crash_was_sent) == (0, 0, False)
 
 
 def test_two_mappings_see_each_other() -> None:
