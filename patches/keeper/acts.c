@@ -300,15 +300,16 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 	if (!slot)
 		return safe_send(sbuf->sock, data, len, 0);
 
-	/* before anything of this send is in the state: it commits */
-	if (unlikely(keeper_leaving && keeper_leaving != slot))
-		keeper_send_leaving_now();
 	source = stream_source(sk, data);
 	if (!source && stream_blocked(sk)) {
 		errno = EAGAIN;
 		return -1;
 	}
-	/* not behind what waits in a PktBuf */
+	/*
+	 * Not behind what waits in a PktBuf.  Nothing is committed here, not even
+	 * for the sake of who else is leaving: the callback has changed the state
+	 * for these bytes already, as when a server is released to be reset.
+	 */
 	if (!source && !l->answer_outside) {
 		if (keeper_outbox_append(slot, data, len))
 			return len;
@@ -316,6 +317,15 @@ static ssize_t keeper_send(SBuf *sbuf, const void *data, size_t len)
 	}
 	keeper_mark(source);
 	keeper_mark(sk);
+	/* it commits: before anything of this send is in the state, but for bytes that there was no room for */
+	if (unlikely(keeper_leaving && keeper_leaving != slot)) {
+		if (!source)
+			l->next = KEEPER_NEXT_BYPASS;
+		keeper_send_leaving_now();
+		l->next = 0;
+		keeper_mark(source);
+		keeper_mark(sk);
+	}
 	if (likely(source) && may_be_joined(l, source, data, len) && keeper_outbox_append(slot, data, len)) {
 		keeper_leaving = slot;
 		return len;

@@ -151,8 +151,8 @@ RULES = (
         (
             Change(
                 _ACTS,
-                "if (unlikely(keeper_leaving && keeper_leaving != slot))\n"
-                "\t\tkeeper_send_leaving_now();",
+                "if (unlikely(keeper_leaving && keeper_leaving != slot)) {",
+                "if (false) {",
             ),
             Change(
                 _ACTS,
@@ -163,6 +163,19 @@ RULES = (
         ),
         Hunt(workload("statements"), partial(every, 1, 200)),
         "the commit for them has what is sent both in the outbox and in front of it",
+    ),
+    Broken(
+        "another's bytes leave before what a callback says",
+        (
+            Change(
+                _ACTS,
+                "\tsource = stream_source(sk, data);\n",
+                "\tif (keeper_leaving && keeper_leaving != slot)\n\t\tkeeper_send_leaving_now();\n"
+                "\tsource = stream_source(sk, data);\n",
+            ),
+        ),
+        Hunt(workload("always-reset")),
+        "the commit for them has a server that is being reset, and no reset query: for ever",
     ),
     Broken(
         "nobody looks whether a full socket takes more",

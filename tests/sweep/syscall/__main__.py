@@ -14,11 +14,13 @@ from testbed.errors import BedError
 from testbed.postgres import Postgres
 from testbed.rundir import RunDir
 from tests.sweep.syscall.bed import SETTINGS, KeeperFactory, prepare
-from tests.sweep.syscall.sweep import Report, Sweep, between, every, twice
+from tests.sweep.syscall.sweep import Report, Sweep, between, every, spread, twice
 from tests.sweep.syscall.tracer import Point, build_tracer
 from tests.sweep.syscall.workloads import WORKLOADS
+from tests.sweep.syscall.workloads.chance import by_chance
 
 if TYPE_CHECKING:
+    from tests.sweep.syscall.stage import Workload
     from tests.sweep.syscall.sweep import Plan
 
 _PLANS = {"every": every, "between": between, "twice": twice}
@@ -27,7 +29,6 @@ _PLANS = {"every": every, "between": between, "twice": twice}
 def main() -> int:
     """Run it; the exit status is 1 if anything differed."""
     options = _options()
-    names = options.workload or [workload.name for workload in WORKLOADS]
     more = dict(setting.split("=", 1) for setting in options.set)
     reports = []
     with (
@@ -40,7 +41,7 @@ def main() -> int:
             contextlib.closing(postgres.connect()) as watcher,
             KeeperFactory(run_dir, postgres, options.pgbouncer or binaries.patched()) as factory,
         ):
-            for workload in (one for one in WORKLOADS if one.name in names):
+            for workload in _chosen(options):
                 make = factory.maker(workload, standby=options.standby, more=more)
                 sweep = Sweep(workload, make, postgres, watcher, program)
                 try:
@@ -51,8 +52,19 @@ def main() -> int:
     return any(report.differences for report in reports)
 
 
+def _chosen(options: argparse.Namespace) -> list[Workload]:
+    if options.chance:
+        first, _, last = options.chance.partition("-")
+        return [by_chance(number) for number in range(int(first), int(last or first) + 1)]
+    names = options.workload or [workload.name for workload in WORKLOADS]
+    return [one for one in WORKLOADS if one.name in names]
+
+
 def _watch(sweep: Sweep, options: argparse.Namespace) -> Report:
     plan: Plan = _PLANS[options.plan](options.step, options.start)
+    reference = sweep.rehearse()
+    if options.points:
+        plan = spread(sweep.length, options.points)
     if options.plan == "twice":
         plan = twice(options.step, options.start, options.stride)
     if options.point:
@@ -70,7 +82,7 @@ def _watch(sweep: Sweep, options: argparse.Namespace) -> Report:
         if report.points % 500 == 0:
             print(report.head, flush=True)
 
-    report = sweep.over(plan, at_most=options.at_most, watch=show)
+    report = sweep.over(plan, reference=reference, at_most=options.at_most, watch=show)
     seconds = time.monotonic() - began
     print(f"## {report.head}, {sweep.length} calls, {seconds:.0f} s", flush=True)
     return report
@@ -80,6 +92,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep.syscall", description=__doc__)
     parser.add_argument("workload", nargs="*", help="all, if none is named")
     parser.add_argument("--plan", choices=_PLANS, default="every")
+    parser.add_argument("--chance", metavar="N[-M]", help="workloads that dice have written")
+    parser.add_argument("--points", type=int, help="so many points all over each workload")
     parser.add_argument("--step", type=int, default=1, help="try each STEP-th point")
     parser.add_argument("--start", type=int, default=0, help="leave out the first START points")
     parser.add_argument("--stride", type=int, default=1, help="twice: each STRIDE-th second point")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ _UNSETTLED = re.compile(
 )
 # A statement's number is PgBouncer's and grows from run to run; a client's port is the kernel's.
 _NUMBER = re.compile(r"(PGBOUNCER_|127\.0\.0\.1:)\d+")
+# varcache.c ends each of them with a semicolon, as no workload does.
+_SETS = re.compile("LOG:  statement: SET .*;$")
 _WORK = ("LOG:  statement", "LOG:  execute")
 # connect_query is a part of the login: it runs again when the login has to begin anew.
 CONNECT_QUERY = "SET work_mem = 3072"
@@ -59,6 +61,15 @@ def server_log(text: str) -> tuple[tuple[str, ...], ...]:
         if not (line.endswith(CHECK_QUERY) and lines[-1:] in ([], [line])):
             lines.append(line)
     return tuple(sorted(tuple(lines) for lines in sessions.values() if any(map(_is_work, lines))))
+
+
+def without_order(outcome: Outcome) -> Outcome:
+    """What is left to compare where servers are at work at the same time, and which one is whose is
+    open: what was done and how often, without the parameters that PgBouncer sets for its clients.
+    """
+    lines = (line for session in outcome.logged for line in session if not _SETS.match(line))
+    logged = (tuple(sorted(lines)),)
+    return replace(outcome, acts=tuple(sorted(outcome.acts)), logged=logged)
 
 
 def _is_work(line: str) -> bool:
@@ -109,5 +120,6 @@ def _compare_logs(want: tuple[tuple[str, ...], ...], got: tuple[tuple[str, ...],
 def _compare(what: str, want: tuple[str, ...], got: tuple[str, ...]) -> str:
     more, less = Counter(got) - Counter(want), Counter(want) - Counter(got)
     if not more and not less:
-        return f"{what}: in another order: {got}"
+        at = next(i for i, (a, b) in enumerate(zip(want, got, strict=True)) if a != b)
+        return f"{what}: in another order: {got[at : at + 3]} instead of {want[at : at + 3]}"
     return f"{what}: too much {dict(more)}, missing {dict(less)}"

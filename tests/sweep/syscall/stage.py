@@ -152,6 +152,17 @@ class Stage:
 
         self._await_hanger("idle servers", reached)
 
+    def await_released_servers(self) -> None:
+        """Return as soon as each server that no client has is idle, or gone."""
+
+        def reached() -> bool:
+            sessions = self._keeper.sessions()
+            servers = [s for s in sessions if s.kind == "server"]
+            clients = {s.token for s in sessions if s.kind == "client"}
+            return all(s.linked in clients or s.state == "idle" for s in servers)
+
+        self._await_hanger("idle servers", reached)
+
     def console(self, command: str) -> list[tuple[str | None, ...]]:
         """Run a console command in a session of its own; its rows. Raises `LostError`."""
         return ask_console(self.port, command)
@@ -230,7 +241,8 @@ class Workload:
     `pool` are options of the ini's database, `settings` of [pgbouncer], `peers` is [peers].
     Before the kills begin `warm` runs and ends, for a pool with servers (it is new otherwise);
     then `opening`, whose clients are those of the script. With `absences` a death is
-    followed by a time in which something may happen.
+    followed by a time in which something may happen. Where it is not `ordered` several clients
+    are at work at once: what each has done counts, but not by whom a server was used before.
     """
 
     name: str
@@ -241,6 +253,7 @@ class Workload:
     warm: Callable[[Stage], None] | None = None
     opening: Callable[[Stage], None] | None = None
     absences: bool = False
+    ordered: bool = True
 
 
 def act(tag: str) -> str:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 from testbed.errors import BedError, WaitTimeoutError
 from testbed.waiting import wait_until
 from tests.sweep.syscall.console import ask_console
-from tests.sweep.syscall.outcome import Outcome, alarms, differences, server_log
+from tests.sweep.syscall.outcome import (
+    Outcome,
+    alarms,
+    differences,
+    server_log,
+    without_order,
+)
 from tests.sweep.syscall.stage import Stage
 from tests.sweep.syscall.talker import LostError
 from tests.sweep.syscall.tracer import Death, Point, Tracer
@@ -247,7 +253,7 @@ class Sweep:
         if lives != len(tracer.deaths):
             wrong.append(f"{len(tracer.deaths)} kills, but {lives} incarnations followed")
         if reference is not None:
-            self._await_log(log_start, reference.logged)
+            self._await_log(log_start, reference)
         tags = [str(tag) for (tag,) in self._watcher.execute("SELECT tag FROM acts ORDER BY id")]
         logged = server_log(self._postgres.log.read(log_start))
         with _noting(wrong):
@@ -256,6 +262,8 @@ class Sweep:
         wrong += alarms(output)
         transcripts = {talker.name: bytes(talker.transcript) for talker in stage.talkers}
         outcome = Outcome(transcripts, tuple(tags), logged, tuple(wrong))
+        if not workload.ordered:
+            outcome = without_order(outcome)
         return Run(outcome, tuple(tracer.deaths), tracer.count, tracer.adopted, output)
 
     def _warm(self, script: Callable[[Stage], None], database: str) -> None:
@@ -282,11 +290,18 @@ class Sweep:
     def _await_keeper(self, what: str, condition: Callable[[], bool]) -> None:
         wait_until(condition, what=f"the hanger has let go of {what}", seconds=_PATIENCE_S)
 
-    def _await_log(self, start: int, wanted: tuple[tuple[str, ...], ...]) -> None:
+    def _await_log(self, start: int, reference: Outcome) -> None:
         """What PgBouncer sent last may still be on its way; too much comes sooner or never."""
+
+        def done() -> bool:
+            outcome = Outcome({}, (), server_log(self._postgres.log.read(start)))
+            if not self.workload.ordered:
+                outcome = without_order(outcome)
+            return outcome.logged == reference.logged
+
         with contextlib.suppress(WaitTimeoutError):
             wait_until(
-                lambda: server_log(self._postgres.log.read(start)) == wanted,
+                done,
                 what="the server has done what it does without a kill",
                 seconds=_GRACE_S,
             )

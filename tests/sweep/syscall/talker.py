@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import itertools
+import re
 import select
 import socket
 import struct
@@ -25,6 +26,8 @@ _SSL_REQUEST = 80877103
 _CANCEL_REQUEST = 80877102
 _CLIENT_NONCE = b"sweepsweepsweepsweep"
 _CHUNK = 65536
+# Numbers of prepared statements grow from run to run, and with them the message.
+_STATEMENT = re.compile(rb"PGBOUNCER_\d+")
 # A peer that has taken nothing for so long is taken to be stuck.
 _STUCK_S = 0.03
 _PATIENCE_S = 5.0
@@ -93,10 +96,11 @@ class Talker:
     """One client socket to the pooler; it never reconnects.
 
     `transcript` holds what was received, byte by byte, with the random parts of four messages
-    (cancel key, MD5 salt, the server's SCRAM nonce and signature), the places and times in a
-    replication stream and its own address replaced by dots of the same length; without keepalives,
-    which come by the clock. `receive_buffer` and `send_buffer` set SO_RCVBUF and SO_SNDBUF, in
-    bytes, before connecting. A read that brings nothing for `timeout` seconds raises `LostError`.
+    (cancel key, MD5 salt, the server's SCRAM nonce and signature), the number of a prepared
+    statement in an error, the places and times in a replication stream and its own address replaced
+    by dots of the same length; without keepalives, which come by the clock. `receive_buffer` and
+    `send_buffer` set SO_RCVBUF and SO_SNDBUF, in bytes, before connecting. A read that brings
+    nothing for `timeout` seconds raises `LostError`.
     """
 
     def __init__(
@@ -380,6 +384,8 @@ def _without_randomness(message: bytes) -> bytes:
     """The message with dots where the server puts random bytes, or what follows from them."""
     if message[:1] == b"K":
         return message[:5] + b"." * (len(message) - 5)
+    if message[:1] == b"E" and (cleaned := _STATEMENT.sub(b"PGBOUNCER_n", message)) != message:
+        return cleaned[:1] + b"...." + cleaned[5:]
     if message[:1] == b"R":
         (code,) = struct.unpack_from("!i", message, 5)
         if code == 5:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.sweep.syscall.sweep import Sweep, between, every, spread, twice
 from tests.sweep.syscall.workloads import WORKLOADS, timeouts
+from tests.sweep.syscall.workloads.chance import by_chance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -82,6 +83,9 @@ def run_sweep(
     return run
 
 
+# Workloads by number (`by_chance`), in the short form and in the long one.
+_THROWN, _THROWN_LONG = range(1, 11), range(1000, 1300)
+
 _STANDBY = pytest.mark.parametrize("standby", [False, True], ids=["alone", "standby"])
 
 
@@ -106,6 +110,22 @@ def test_some_pairs(workload: Workload, standby: bool, run_sweep: RunSweep) -> N
     )
     assert not report.differences, report
     assert report.pairs >= 5
+
+
+@pytest.mark.parametrize("number", _THROWN)
+def test_some_points_of_what_dice_have_written(number: int, run_sweep: RunSweep) -> None:
+    report = run_sweep(by_chance(number), lambda length: spread(length, _FEW_POINTS))
+    assert not report.differences, report
+    assert report.points >= _FEW_POINTS // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@_STANDBY
+@pytest.mark.parametrize("number", _THROWN_LONG)
+def test_what_dice_have_written(number: int, standby: bool, run_sweep: RunSweep) -> None:
+    report = run_sweep(by_chance(number), lambda length: spread(length, _POINTS), standby=standby)
+    assert not report.differences, report
 
 
 @_EACH

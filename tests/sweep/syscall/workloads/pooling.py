@@ -76,6 +76,21 @@ def _session(stage: Stage) -> None:
     stage.client("e").ask(query(act("last")))
 
 
+def _always_reset(stage: Stage) -> None:
+    """The server is reset after each transaction, whether or not somebody waits for it."""
+    a, b = stage.talkers
+    for number in range(3):
+        a.ask(query(act(f"a{number}")))
+        # An answer that ends in the middle of a buffer, after some that filled it.
+        a.ask(query("SELECT n, repeat('x', 700) FROM generate_series(1, 40) n"))
+    a.ask(query("BEGIN"))
+    b.send(query(act("b")))
+    a.ask(query("SET standard_conforming_strings = off"))
+    a.ask(query("COMMIT"))
+    b.ready()
+    b.ask(parse("", act("b again")), bind(""), execute(), SYNC)
+
+
 def _statement_pooling(stage: Stage) -> None:
     """Each statement gets a server of its own; a transaction block ends the session."""
     a, b = stage.talkers
@@ -201,6 +216,13 @@ WORKLOADS = (
     Workload("contention", _contention, pool="pool_size=1"),
     Workload("parameters", _parameters, pool="pool_size=1"),
     Workload("session", _session, pool="pool_size=1 pool_mode=session"),
+    Workload(
+        "always-reset",
+        _always_reset,
+        pool="pool_size=1",
+        settings={"server_reset_query_always": 1},
+        opening=cast("a", "b"),
+    ),
     Workload(
         "statement-pooling",
         _statement_pooling,
