@@ -2,9 +2,9 @@
 
 The same number gives the same clients, the same bytes and the same settings, so that a run can be
 compared with the one that nobody killed. Several clients have something open at a time: half a
-message, a transaction, a COPY, a suspended portal, an answer that nobody reads. A client begins
-only what its pool has a server for, and each waits for its answer before another goes on:
-everything that happens has one order.
+message, a transaction, a COPY, a suspended portal, an answer that nobody reads. Where all servers
+of its pool are in use a client asks and waits for its turn, else each waits for its answer before
+another goes on.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ _SETTINGS = (
     "TimeZone = 'Etc/GMT-{}'",
     "DateStyle = 'SQL, {}'",
     "standard_conforming_strings = {}",
+    "IntervalStyle = 'sql_standard' -- {}",
 )
 _PREPARED = (_INSERT, f"{_INSERT} RETURNING tag", "SELECT length($1), repeat('y', 300)")
 
@@ -75,8 +76,10 @@ def by_chance(number: int) -> Workload:
         "max_prepared_statements": dice.choice([0, 3, 200]),
         "server_round_robin": dice.randint(0, 1),
     }
-    if mode == "transaction" and dice.random() < 0.2:
+    if mode == "transaction" and dice.random() < 0.3:
         settings["server_reset_query_always"] = 1
+    if dice.random() < 0.3:
+        settings["track_extra_parameters"] = "IntervalStyle, DateStyle"
     named = mode == "session" or settings["max_prepared_statements"] != 0
     # Upstream misses a statement that is evicted and needed again within one pipeline.
     deep = settings["max_prepared_statements"] != 3
@@ -132,7 +135,7 @@ class _Play:
         """Some thirty turns, and then everything that is open comes to its end."""
         for _ in range(self._dice.randint(20, 40)):
             self._turn()
-        for one in self._cast:
+        for one in sorted(self._cast, key=lambda one: one.waits):
             one.go_on(to_the_end=True)
 
     def _turn(self) -> None:
@@ -142,14 +145,19 @@ class _Play:
         one = self._dice.choice(self._cast)
         if one.may_leave and self._dice.random() < 0.08:
             self._leave(one)
+        elif one.waits and not self._is_server_free(one):
+            return
         elif one.is_busy:
             one.go_on()
-        elif self._may_begin(one):
+        elif self._is_server_free(one):
             one.begin()
+        else:
+            one.begin_to_wait()
 
-    def _may_begin(self, one: _Client) -> bool:
-        busy = sum(other.is_busy for other in self._cast if other.user == one.user)
-        return busy < self._servers
+    def _is_server_free(self, one: _Client) -> bool:
+        """Or will be as soon as those who wait have had their turns."""
+        rivals = [other for other in self._cast if other.user == one.user and not other.waits]
+        return sum(other.is_busy for other in rivals) < self._servers
 
     def _newcomer(self) -> _Client:
         self._came += 1
@@ -183,6 +191,8 @@ class _Client:
         self._talker: Talker = stage.talker(name, receive_buffer=small)
         self._open: Deed | None = None
         self._may_leave = True
+        #: Whether it has asked while all servers were in use.
+        self.waits = False
         self._statements: dict[str, str] = {}
         self._counted = 0
 
@@ -236,18 +246,36 @@ class _Client:
         self._open = self._dice.choice(deeds)()
         self.go_on()
 
+    def begin_to_wait(self) -> None:
+        """Something that is answered by itself as soon as there is a server."""
+        self.waits = True
+        self._open = self._dice.choice([self._late_query, self._late_statement])()
+        self.go_on()
+
     def go_on(self, *, to_the_end: bool = False) -> None:
         """Up to where others may act again."""
         for may_leave in self._open or ():
             self._may_leave = may_leave
             if not to_the_end:
                 return
-        self._open, self._may_leave = None, True
+        self._open, self._may_leave, self.waits = None, True, False
 
     # deeds
 
     def _query(self) -> Deed:
         yield from self._send(query(self._statement()))
+        self._talker.ready()
+
+    def _late_query(self) -> Deed:
+        self._talker.send(query(self._short_statement()))
+        self._talker.await_read()
+        yield False
+        self._talker.ready()
+
+    def _late_statement(self) -> Deed:
+        self._talker.send(*self._step(), SYNC)
+        # Of a larger one the end stays in the kernel while it waits.
+        yield False
         self._talker.ready()
 
     def _transaction(self) -> Deed:
