@@ -45,6 +45,9 @@ _CRAMPED: Mapping[str, str | int] = {
 }
 # Their megabytes are tens of thousands of calls then.
 _BULKY = {"one-row", "deaf-server", "both-full"}
+# Where an answer fills the buffer exactly, upstream may release its server, and reset it, one query
+# late: 2 runs of 150 without the keeper, and as many with it.
+_VARYING = {"always-reset"}
 
 # The points that the short form tries; fewer where each run waits for PgBouncer's clock.
 _POINTS = 20
@@ -140,7 +143,7 @@ def test_every_point(workload: Workload, standby: bool, run_sweep: RunSweep) -> 
 
 @pytest.mark.parametrize(
     "workload",
-    [one for one in WORKLOADS if one.name not in _BULKY],
+    [one for one in WORKLOADS if one.name not in _BULKY | _VARYING],
     ids=lambda workload: workload.name,
 )
 @pytest.mark.slow
