@@ -29,9 +29,9 @@ INLINE_REQUESTS: Final = 22
 READS: Final = 16
 """Notes of reads in the header: recvs that may follow a commit without one of their own."""
 HANDLED_TOKEN: Final = 1 << 62
-#: KEEPER_DIED_SENT
-DIED_SENT: Final = 1 << 8
 """Set in `KeeperHeader.handled` where it is a token."""
+DIED_SENT: Final = 1 << 8
+"""Set in `KeeperHeader.died_of` where another process sent the signal."""
 NULL_STRING: Final = 0xFFFF
 """Length word of a counted string that is NULL."""
 IOBUF_HEAD: Final = 16
