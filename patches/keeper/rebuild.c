@@ -74,13 +74,13 @@ static bool rebuild_scram(struct ScramState *scram, uint32_t unit)
 	       && scram->server_first_message && scram->salt;
 }
 
-static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record, const struct KeeperCopy *c)
+static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record, bool is_login)
 {
 	struct KeeperUnpack unpack = { NULL, 0, false };
 	PktHdr *pkt = &sk->packet_cb_state.pkt;
 	bool is_whole = record->packet_flag == CB_HANDLE_COMPLETE_PACKET;
 	uint32_t head[2];
-	size_t capacity, header_len = c->state == CL_LOGIN ? OLD_HEADER_LEN : NEW_HEADER_LEN;
+	size_t capacity;
 
 	if (record->packet_flag > CB_HANDLE_COMPLETE_PACKET)
 		return false;
@@ -99,11 +99,7 @@ static bool rebuild_packet(PgSocket *sk, const struct KeeperSocketRecord *record
 	pkt->len = head[1];
 	/* its blob has had room for the whole of it from the beginning */
 	if (unpack.failed || !pkt->type || pkt->len > capacity - sizeof(head) || unpack.len > pkt->len
-	    || unpack.len < header_len || c->pkt_action != KEEPER_ACTION_CALL)
-		return false;
-	/* of one that is whole the last bytes are skipped after it has been handled */
-	if (is_whole ? (unpack.len != pkt->len || !c->pkt_remain || c->pkt_remain > pkt->len)
-	    : c->pkt_remain != pkt->len - unpack.len)
+	    || unpack.len < (is_login ? OLD_HEADER_LEN : NEW_HEADER_LEN) || (is_whole && unpack.len != pkt->len))
 		return false;
 	mbuf_init_dynamic(&pkt->data);
 	return mbuf_make_room(&pkt->data, pkt->len)
@@ -294,7 +290,7 @@ PgSocket *keeper_rebuild(uint32_t slot)
 	l->packet = keep(slot, record.packet);
 	if (a->lost || !keeper_read_vars(&unpack, record.n_vars, &sk->vars)
 	    || !keeper_catalog_read(sk, record.catalog, record.catalog_used)
-	    || !rebuild_scram(&sk->scram_state, record.scram) || !rebuild_packet(sk, &record, c))
+	    || !rebuild_scram(&sk->scram_state, record.scram) || !rebuild_packet(sk, &record, c->state == CL_LOGIN))
 		keeper_lose(slot, KEEPER_LOST_DAMAGED);
 	if (is_server && !rebuild_requests(sk, c))
 		keeper_lose(slot, KEEPER_LOST_DAMAGED);

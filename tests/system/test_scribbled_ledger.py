@@ -172,9 +172,13 @@ def sanitized_bed(
 
 scribbles = given(damages=st.lists(SCRIBBLE, min_size=1, max_size=4), twice=st.booleans())
 forgeries = given(damages=st.lists(FORGERY, min_size=1, max_size=3), twice=st.booleans())
-# What is left of a packet that is fetched whole is no more and no less than what its buffer lacks.
+# What is fetched whole is skipped to its end; how much that is, a lie may say, to its own harm.
 a_longer_rest = example(damages=[Forged("half parsed", "pkt_remain", 1 << 16)], twice=False)
 a_shorter_rest = example(damages=[Forged("half parsed", "skip_remain", 1)], twice=False)
+another_rest = example(
+    damages=[Forged("half parsed", field, 1) for field in ("pkt_remain", "skip_remain")],
+    twice=False,
+)
 
 
 @SHORT
@@ -187,6 +191,7 @@ def test_scribbles_are_noticed(bed: ScribbledBed, damages: list[Damage], twice: 
 @SHORT
 @a_longer_rest
 @a_shorter_rest
+@another_rest
 @forgeries
 def test_forgeries_hurt_nobody_else(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
     """With right checks a lie cannot be told from the truth, but the process survives it."""
@@ -217,6 +222,7 @@ def test_scribbles_under_sanitizers(
 @LONG
 @a_longer_rest
 @a_shorter_rest
+@another_rest
 @forgeries
 def test_forgeries_under_sanitizers(
     sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
