@@ -24,7 +24,7 @@ _UNSETTLED = re.compile(
 _NUMBER = re.compile(r"(PGBOUNCER_|127\.0\.0\.1:)\d+")
 # varcache.c ends each SET with a semicolon, as no workload does. And where an answer fills the
 # buffer exactly, upstream may release its server, and reset it, one query late.
-_BETWEEN = re.compile("LOG:  statement: (SET .*;|DISCARD ALL)$")
+_BETWEEN = re.compile("LOG:  statement: (SET .*;|DISCARD ALL|SELECT 'checked')$")
 _WORK = ("LOG:  statement", "LOG:  execute")
 # connect_query is a part of the login: it runs again when the login has to begin anew.
 CONNECT_QUERY = "SET work_mem = 3072"

@@ -103,9 +103,10 @@ class Stage:
         """Return as soon as a query straight to the server gives true."""
         wait_until(lambda: self.sql(statement) == [(True,)], what=what, seconds=PATIENCE_S)
 
-    def await_sleep(self) -> None:
-        """Return as soon as a server is in pg_sleep()."""
-        self.await_sql(f"SELECT count(*) > 0 {_SERVERS} AND wait_event = 'PgSleep'", "one sleeps")
+    def await_sleep(self, tag: str = "") -> None:
+        """Return as soon as a server is in pg_sleep(), in a statement with `tag` in it."""
+        sleeps = f"wait_event = 'PgSleep' AND query LIKE '%{tag}%'"
+        self.await_sql(f"SELECT count(*) > 0 {_SERVERS} AND {sleeps}", "one sleeps")
 
     def await_lock(self) -> None:
         """Return as soon as a server waits for a lock."""
@@ -153,15 +154,15 @@ class Stage:
         self._await_hanger("idle servers", reached)
 
     def await_released_servers(self) -> None:
-        """Return as soon as each server that no client has is idle, or gone."""
+        """Return as soon as each server that no client has can be given to one, or is gone."""
 
         def reached() -> bool:
             sessions = self._keeper.sessions()
             servers = [s for s in sessions if s.kind == "server"]
             clients = {s.token for s in sessions if s.kind == "client"}
-            return all(s.linked in clients or s.state == "idle" for s in servers)
+            return all(s.linked in clients or s.state in ("idle", "used") for s in servers)
 
-        self._await_hanger("idle servers", reached)
+        self._await_hanger("servers that nobody has", reached)
 
     def console(self, command: str) -> list[tuple[str | None, ...]]:
         """Run a console command in a session of its own; its rows. Raises `LostError`."""

@@ -2,9 +2,10 @@
 
 The same number gives the same clients, the same bytes and the same settings, so that a run can be
 compared with the one that nobody killed. Several clients have something open at a time: half a
-message, a transaction, a COPY, a suspended portal, an answer that nobody reads. Where all servers
-of its pool are in use a client asks and waits for its turn, else each waits for its answer before
-another goes on.
+message, half a login, a transaction, a COPY, a suspended portal, an answer that nobody reads.
+Where all servers of its pool are in use a client asks and waits for its turn, else each waits for
+its answer before another goes on. Some are cancelled, or lose their server, or are ended by an
+operator, who also reconnects and reloads meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from tests.sweep.syscall.outcome import CHECK_QUERY
 from tests.sweep.syscall.stage import MD5_USER, QUERY_USER, SCRAM_USER, USER, Workload
 from tests.sweep.syscall.talker import query
 from tests.sweep.syscall.workloads.improviser import Improviser
@@ -41,6 +43,11 @@ def by_chance(number: int) -> Workload:
         settings["server_reset_query_always"] = 1
     if dice.random() < 0.3:
         settings["track_extra_parameters"] = "IntervalStyle, DateStyle"
+    if dice.random() < 0.2:
+        settings["server_check_delay"] = 0
+        settings["server_check_query"] = CHECK_QUERY
+    if dice.random() < 0.2:
+        settings["application_name_add_host"] = 1
     named = mode == "session" or settings["max_prepared_statements"] != 0
     # Upstream takes statements of a pipeline with errors for known to a server that does not know
     # them, or has evicted them; which one that is then depends on the moment.
@@ -104,6 +111,8 @@ class _Play:
         if len(self._cast) < self._clients:
             self._cast.append(self._newcomer())
             return
+        if self._dice.random() < 0.03:
+            self._stage.console(self._dice.choice(["RECONNECT", "RELOAD", "SHOW POOLS"]))
         one = self._dice.choice(self._cast)
         if one.may_leave and self._dice.random() < 0.08:
             self._leave(one)
@@ -126,11 +135,13 @@ class _Play:
         user = self._dice.choice(self._users)
         name = f"c{self._came}"
         one = Improviser(self._stage, name, user, self._dice, named=self._named, deep=self._deep)
-        one.log_in()
+        one.begin_to_log_in()
         return one
 
     def _leave(self, one: Improviser) -> None:
+        # Whom an operator ends is found by his place among all.
+        self._stage.await_clients(len(self._cast))
         self._cast.remove(one)
-        one.leave()
+        one.leave(may_ask=self._is_server_free(one))
         self._stage.await_clients(len(self._cast))
         self._stage.await_released_servers()

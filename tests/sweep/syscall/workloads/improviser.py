@@ -42,6 +42,8 @@ _SETTINGS = (
     "standard_conforming_strings = {}",
     "IntervalStyle = 'sql_standard' -- {}",
 )
+# In lower case, to be told from what PgBouncer says between its clients.
+_FORGETTING = ("deallocate all", "discard all")
 _PREPARED = (_INSERT, f"{_INSERT} RETURNING tag", "SELECT length($1), repeat('y', 300)")
 
 
@@ -80,26 +82,36 @@ class Improviser:
         """Whether nothing is under way that an end would overtake."""
         return self._may_leave
 
-    def log_in(self) -> None:
+    def begin_to_log_in(self) -> None:
+        """Up to where others may act."""
+        self._open = self._log_in()
+        self.go_on()
+
+    def _log_in(self) -> Deed:
         parameters = {}
         if self._dice.random() < 0.5:
             parameters["application_name"] = self._name
         if self._dice.random() < 0.3:
             parameters["TimeZone"] = f"Etc/GMT+{self._dice.randint(1, 9)}"
         data = startup(self.user, self._stage.database, parameters)
-        cuts = self._cuts(data) if self._dice.random() < 0.3 else []
-        self._talker.send_apart(data, *cuts)
+        yield from self._send(data)
         self._talker.finish_login(self.user, SECRET)
 
-    def leave(self) -> None:
-        """In one of the ways in which clients end."""
-        match self._dice.randint(0, 3):
+    def leave(self, *, may_ask: bool) -> None:
+        """In one of the ways in which clients end. `may_ask`: there is a server for it."""
+        match self._dice.randint(0, 5):
             case 0:
                 self._talker.abandon()
             case 1:
                 self._talker.reset()
+            case 2 if may_ask and not self.is_busy:
+                self._talker.send(query("SELECT pg_terminate_backend(pg_backend_pid())"))
+                self._talker.drain()
+            case 3:
+                self._stage.end(self._talker)
+                self._talker.drain()
             case ending:
-                self._talker.finish(terminate=ending == 2)
+                self._talker.finish(terminate=ending % 2 == 0)
 
     def begin(self) -> None:
         """Something new, up to where others may act."""
@@ -114,6 +126,7 @@ class Improviser:
             self._copy_out,
             self._function_call,
             self._unread_answer,
+            self._cancelled,
         ]
         if self._deep:
             deeds.append(self._pipeline)
@@ -161,6 +174,8 @@ class Improviser:
             self._copy_in,
             self._copy_out,
             self._unread_answer,
+            self._cancelled,
+            self._cursor,
         ]
         for _ in range(self._dice.randint(1, 4)):
             yield True
@@ -229,6 +244,25 @@ class Improviser:
         yield from self._send(frontend("F", body))
         self._talker.ready()
 
+    def _cancelled(self) -> Deed:
+        if self._talker.transcript.endswith(b"E"):
+            return  # in a transaction that has failed it would not begin
+        tag = self._tag()
+        self._talker.send(query(f"SELECT pg_sleep(60) /* {tag} */"))
+        self._stage.await_sleep(tag)
+        yield False
+        self._talker.cancel()
+        self._talker.ready()
+
+    def _cursor(self) -> Deed:
+        name = f"cursor_{self._counted}"
+        self._counted += 1
+        rows = "SELECT n, repeat('c', 10 * n) FROM generate_series(1, 50) n"
+        self._talker.ask(query(f"DECLARE {name} CURSOR FOR {rows}"))
+        for _ in range(self._dice.randint(0, 3)):
+            yield True
+            self._talker.ask(query(f"FETCH {self._dice.randint(1, 20)} FROM {name}"))
+
     # what they consist of
 
     def _statement(self) -> str:
@@ -241,8 +275,14 @@ class Improviser:
             "DO $$ BEGIN RAISE NOTICE 'a notice'; RAISE WARNING 'one more'; END $$",
             f"{act(self._tag())} /* {'.' * self._size(9000)} */",
             f"SELECT n, repeat('r', {self._size(5000)}) FROM generate_series(1, {number}) n",
+            f"SET LOCAL {self._dice.choice(_SETTINGS).format(self._value())}",
+            "RESET ALL",
+            *_FORGETTING,
         ]
-        return self._dice.choice([*several, self._short_statement()])
+        statement = self._dice.choice([*several, self._short_statement()])
+        if statement in _FORGETTING:
+            self._statements.clear()
+        return statement
 
     def _short_statement(self) -> str:
         return self._dice.choice(
