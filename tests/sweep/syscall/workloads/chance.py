@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.sweep.syscall.outcome import CHECK_QUERY
 from tests.sweep.syscall.stage import MD5_USER, QUERY_USER, SCRAM_USER, USER, Workload
 from tests.sweep.syscall.talker import query
-from tests.sweep.syscall.workloads.improviser import Improviser
+from tests.sweep.syscall.workloads.improviser import Improviser, Leave
 
 if TYPE_CHECKING:
     from tests.sweep.syscall.stage import Stage
@@ -27,7 +27,7 @@ _USERS = (USER, USER, MD5_USER, SCRAM_USER, QUERY_USER)
 def by_chance(number: int) -> Workload:
     """The workload of this number."""
     dice = random.Random(number)
-    mode = dice.choice(["transaction", "transaction", "session"])
+    mode = dice.choice([*4 * ["transaction"], *2 * ["session"], "statement"])
     clients = dice.randint(1, 4)
     servers = 4 if mode == "session" else dice.randint(1, 3)
     users = sorted({dice.choice(_USERS) for _ in range(clients)})
@@ -38,6 +38,8 @@ def by_chance(number: int) -> Workload:
         "sbuf_loopcnt": dice.choice([1, 2, 5, 5]),
         "max_prepared_statements": dice.choice([0, 3, 200]),
         "server_round_robin": dice.randint(0, 1),
+        # RECONNECT ends servers in their login, which counts as a failure.
+        "server_login_retry": 0,
     }
     if mode == "transaction" and dice.random() < 0.3:
         settings["server_reset_query_always"] = 1
@@ -48,21 +50,30 @@ def by_chance(number: int) -> Workload:
         settings["server_check_query"] = CHECK_QUERY
     if dice.random() < 0.2:
         settings["application_name_add_host"] = 1
+    if dice.random() < 0.1:
+        settings["server_lifetime"] = 0
+    if dice.random() < 0.2:
+        settings["server_fast_close"] = 1
+    # auth_query needs a server of the database, which may be in use for long.
+    if dice.random() < 0.2 and QUERY_USER not in users:
+        settings["max_db_connections"] = servers
     named = mode == "session" or settings["max_prepared_statements"] != 0
     # Upstream takes statements of a pipeline with errors for known to a server that does not know
     # them, or has evicted them; which one that is then depends on the moment.
     deep = not named or (servers == 1 and settings["max_prepared_statements"] != 3)
+    leave = Leave(named, deep, transactions=mode != "statement")
+    shared = "max_db_connections" in settings
 
     def script(stage: Stage) -> None:
-        _Play(stage, random.Random(number), users, servers, clients, named, deep).run()
+        _Play(stage, random.Random(number), users, servers, clients, leave, shared=shared).run()
 
     def warm(stage: Stage) -> None:
         for user in users:
             full = [stage.client(f"{user} {server}", user) for server in range(servers)]
             for one in full:
-                one.ask(query("BEGIN"))
+                one.ask(query("BEGIN") if leave.transactions else query("SELECT 'warm'"))
             for one in full:
-                one.ask(query("COMMIT"))
+                one.ask(query("COMMIT") if leave.transactions else query("SELECT 'warm'"))
                 # One by one, so that the servers are idle in the same order each time.
                 one.finish()
                 stage.await_released_servers()
@@ -87,16 +98,17 @@ class _Play:
         users: list[str],
         servers: int,
         clients: int,
-        named: bool,
-        deep: bool,
+        leave: Leave,
+        *,
+        shared: bool,
     ) -> None:
         self._stage = stage
         self._dice = dice
         self._users = users
         self._servers = servers
         self._clients = clients
-        self._named = named
-        self._deep = deep
+        self._leave = leave
+        self._shared = shared
         self._cast: list[Improviser] = []
         self._came = 0
 
@@ -115,7 +127,7 @@ class _Play:
             self._stage.console(self._dice.choice(["RECONNECT", "RELOAD", "SHOW POOLS"]))
         one = self._dice.choice(self._cast)
         if one.may_leave and self._dice.random() < 0.08:
-            self._leave(one)
+            self._see_off(one)
         elif one.waits and not self._is_server_free(one):
             return
         elif one.is_busy:
@@ -127,18 +139,22 @@ class _Play:
 
     def _is_server_free(self, one: Improviser) -> bool:
         """Or will be as soon as those who wait have had their turns."""
-        rivals = [other for other in self._cast if other.user == one.user and not other.waits]
+        rivals = [
+            other
+            for other in self._cast
+            if (self._shared or other.user == one.user) and not other.waits
+        ]
         return sum(other.is_busy for other in rivals) < self._servers
 
     def _newcomer(self) -> Improviser:
         self._came += 1
         user = self._dice.choice(self._users)
         name = f"c{self._came}"
-        one = Improviser(self._stage, name, user, self._dice, named=self._named, deep=self._deep)
+        one = Improviser(self._stage, name, user, self._dice, self._leave)
         one.begin_to_log_in()
         return one
 
-    def _leave(self, one: Improviser) -> None:
+    def _see_off(self, one: Improviser) -> None:
         # Whom an operator ends is found by his place among all.
         self._stage.await_clients(len(self._cast))
         self._cast.remove(one)

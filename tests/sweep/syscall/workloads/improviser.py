@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from testbed.rawclient import frontend, text
@@ -47,21 +48,30 @@ _FORGETTING = ("deallocate all", "discard all")
 _PREPARED = (_INSERT, f"{_INSERT} RETURNING tag", "SELECT length($1), repeat('y', 300)")
 
 
-class Improviser:
-    """One client, with what it knows of its session.
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What the settings of a run leave to its clients.
 
     `named`: prepared statements may have names. `deep`: several may be in one pipeline.
+    `transactions`: there may be some of more than one message.
     """
 
+    named: bool
+    deep: bool
+    transactions: bool
+
+
+class Improviser:
+    """One client, with what it knows of its session."""
+
     def __init__(
-        self, stage: Stage, name: str, user: str, dice: random.Random, *, named: bool, deep: bool
+        self, stage: Stage, name: str, user: str, dice: random.Random, leave: Leave
     ) -> None:
         self.user = user
         self._name = name
         self._stage = stage
         self._dice = dice
-        self._named = named
-        self._deep = deep
+        self._may = leave
         # Small ones fill up, so that pgbouncer has to wait for us.
         small = 4096 if dice.random() < 0.3 else None
         self._talker: Talker = stage.talker(name, receive_buffer=small)
@@ -120,15 +130,15 @@ class Improviser:
             self._query,
             self._extended,
             self._extended,
-            self._transaction,
-            self._transaction,
             self._copy_in,
             self._copy_out,
             self._function_call,
             self._unread_answer,
             self._cancelled,
         ]
-        if self._deep:
+        if self._may.transactions:
+            deeds += [self._transaction, self._transaction]
+        if self._may.deep:
             deeds.append(self._pipeline)
         self._open = self._dice.choice(deeds)()
         self.go_on()
@@ -184,7 +194,7 @@ class Improviser:
         self._talker.ask(query(self._dice.choice(["COMMIT", "COMMIT", "ROLLBACK"])))
 
     def _extended(self) -> Deed:
-        steps = self._dice.randint(1, 4) if self._deep else 1
+        steps = self._dice.randint(1, 4) if self._may.deep else 1
         messages = [m for _ in range(steps) for m in self._step()]
         yield from self._send(b"".join(messages) + SYNC)
         self._talker.ready()
@@ -301,7 +311,7 @@ class Improviser:
             return [parse("", "SELECT 1/0"), bind(""), execute()]
         if choice == 1:
             return [parse("", "SELECT nothing")]
-        if not self._named or choice <= 3:
+        if not self._may.named or choice <= 3:
             return [parse("", _INSERT), bind("", value), _DESCRIBE_PORTAL, execute()]
         if choice == 4 and known:
             name = self._dice.choice(known)
@@ -338,9 +348,9 @@ class Improviser:
         self._talker.send(data[start:])
 
     def _cuts(self, data: bytes) -> list[int]:
-        # The length of a run's database name may not make a difference to the dice.
+        # The length of a run's database name may make no difference: not even to how many they are.
         places = [self._dice.random() for _ in range(self._dice.randint(0, 3))]
-        return sorted({1 + int(place * (len(data) - 1)) for place in places} - {len(data)})
+        return sorted(1 + int(place * (len(data) - 1)) for place in places)
 
     def _read_late(self) -> Deed:
         self._talker.await_answer()
