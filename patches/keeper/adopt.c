@@ -101,7 +101,8 @@ static void end_lost(uint32_t slot, struct KeeperReady *ready)
 	keeper_pend(slot);
 	if (is_client && !cancel && !peer_is_gone(a->fd)) {
 		ready->lost[a->reason]++;
-		log_warning("keeper: a client session could not go on: %s", lost_message(a->reason));
+		log_warning("keeper: a client session%s could not go on: %s",
+			    a->copy.flags & KEEPER_F_UNIX ? " over a Unix-domain socket" : "", lost_message(a->reason));
 	}
 	if (is_client && !cancel && keeper_at_boundary(a)) {
 		pktbuf_static(&pkt, data, sizeof(data));

@@ -83,6 +83,13 @@ class Census:
                 return process
         return None
 
+    def is_fenced(self, pid: int) -> bool:
+        """Whether we have killed the process of that pid, and do not know yet that it is dead."""
+        return any(
+            process.pid == pid and process.state is ProcessState.FENCED
+            for process in self._processes
+        )
+
     def child_waiting_for(self, pid: int) -> Process | None:
         """The child of that pid, if it has not introduced itself yet."""
         return next(

@@ -190,8 +190,10 @@ class Reception:
     # HELLO
 
     def _introduce(self, link: BouncerLink, hello: Hello, fds: tuple[int, ...]) -> None:
-        if hello.role is Role.SUCCESSOR and self._strangers[link].ended:
-            # Of a child we may know that already. One that has served is heard: it has the ledger.
+        ends = self._strangers[link].ended or self._census.is_fenced(link.pid)
+        if hello.role is Role.SUCCESSOR and ends:
+            # Of a child we may know that already, or have killed it ourselves: it is nobody new.
+            # One that has served is heard: it has the ledger.
             datagram.close_all(fds)
             self._strangers.pop(link).close()
             link.close()

@@ -22,6 +22,10 @@ _BOUNCER_LOG = "test.log"
 _LOST = "sessions-lost"
 _NO_REASONS = ("event", "level", "timestamp", "incarnation")
 _ADOPTED = re.compile(r" keeper: incarnation \d+ adopted ")
+# There is an instant in which nobody knows how many bytes went over such a socket.
+_UNIX_LOST = re.compile(
+    " client session over a Unix-domain socket could not go on: .* in flight$", re.M
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Evidence:
 
     `bouncers` counts pgbouncers of the suite, `unkept` has a line for each that was not kept as
     it should be, `unheld` counts by reason the sessions that would not have survived, `kills` the
-    processes that were killed, and `lost` by reason the sessions that were lost with them.
+    processes that were killed, and `lost` by reason the sessions that were lost with them: `unix`
+    is what may happen over Unix-domain sockets.
     """
 
     bouncers: int
@@ -59,6 +64,8 @@ def collect(folder: Path, *, killed: bool = False) -> Evidence:
             for event in events:
                 if event["event"] == _LOST:
                     lost.update({k: v for k, v in event.items() if k not in _NO_REASONS})
+            unix = len(_UNIX_LOST.findall(LogFile(log).read()))
+            lost.update({"unix": unix, "in-flight": -unix})
             events = [e for e in events if not _was_killed(e) and e["event"] != _LOST]
         wrong = [*_wrong(events), *_broken(hanger), *_broken(LogFile(log))]
         if not killed:
@@ -66,7 +73,7 @@ def collect(folder: Path, *, killed: bool = False) -> Evidence:
         wrong += [f"{path.name} was left" for path in log.parent.iterdir() if path.is_socket()]
         if wrong:
             unkept.append(f"{log.parent.relative_to(folder)}: {'; '.join(wrong)}")
-    return Evidence(len(logs), tuple(unkept), unheld, kills, lost)
+    return Evidence(len(logs), tuple(unkept), unheld, kills, +lost)
 
 
 def _events(text: str) -> Iterator[dict[str, Any]]:
@@ -97,11 +104,12 @@ def _wrong(events: list[dict[str, Any]]) -> Iterable[str]:
         or names["hanger-stopped"] != names["hanger-started"]
     ):
         yield "its hanger did not end in order"
-    for event in events:
+    for at, event in enumerate(events):
         bad = event["level"] == "error" or event["event"] == _LOST
         died = event["event"] == "bouncer-ended" and event["level"] == "warning"
         if bad or died:
-            yield json.dumps(event)
+            before = [one["event"] for one in events[:at] if one.get("pid") == event.get("pid")]
+            yield f"{json.dumps(event)} after {before}"
 
 
 def _broken(log: LogFile) -> Iterable[str]:

@@ -59,6 +59,14 @@ def test_kills_are_counted(tmp_path: Path) -> None:
     assert "SIGSEGV" in line
 
 
+def test_what_may_be_lost_over_a_unix_socket_counts_apart(tmp_path: Path) -> None:
+    said = "2026-01-01 [7] WARNING keeper: a client session{} could not go on: data was in flight"
+    log = "\n".join([ADOPTED, said.format(" over a Unix-domain socket"), said.format("")])
+    lost = json.dumps({"event": "sessions-lost", "level": "error", "in-flight": 2})
+    write(tmp_path / "one", log, [*GOOD[:-1], lost, GOOD[-1]])
+    assert collect(tmp_path, killed=True).lost == {"unix": 1, "in-flight": 1}
+
+
 @pytest.mark.parametrize(
     ("bouncer", "hanger", "complaint"),
     [

@@ -123,8 +123,9 @@ def test_suite_passes_while_pgbouncer_is_killed(
     print(f"{evidence.kills} kills, sessions lost: {dict(evidence.lost)}")
     assert evidence.unkept == ()
     assert evidence.kills > evidence.bouncers / 3 > 0
-    # Some tests change the ini under sessions that are about to end.
-    assert set(evidence.lost) <= {"config"}
+    # Some tests change the ini under sessions that are about to end; the suite's console uses Unix
+    # sockets.
+    assert set(evidence.lost) <= {"config", "unix"}
 
 
 @pytest.mark.parametrize("part", PARTS)
