@@ -84,9 +84,12 @@ class Census:
         return None
 
     def is_fenced(self, pid: int) -> bool:
-        """Whether we have killed the process of that pid, and do not know yet that it is dead."""
+        """Whether we have killed our child of that pid, and do not know yet that it is dead."""
+        # Of others the pid may be unknown (0), and so tell nobody apart.
         return any(
-            process.pid == pid and process.state is ProcessState.FENCED
+            process.pid == pid
+            and process.child is not None
+            and process.state is ProcessState.FENCED
             for process in self._processes
         )
 

@@ -115,10 +115,9 @@ class StandIn:
                 self._pass_on(hanger, handle)
             elif not ready:
                 # Until then its child is one that says its version, if it has come that far.
-                with contextlib.suppress(FileNotFoundError):
-                    log = (self._folder / HANGER_LOG).read_text(errors="replace")
-                    if "bouncer-active" in log:
-                        _signal_children(hanger, signal.SIGKILL)
+                log = self._folder / HANGER_LOG
+                if log.exists() and "bouncer-active" in log.read_text(errors="replace"):
+                    _signal_children(hanger, signal.SIGKILL)
                 kill_at = self._wait_to_kill()
 
     def _wait_to_kill(self) -> float:

@@ -22,14 +22,15 @@ _UNSETTLED = re.compile(
 )
 # A statement's number is PgBouncer's and grows from run to run; a client's port is the kernel's.
 _NUMBER = re.compile(r"(PGBOUNCER_|127\.0\.0\.1:)\d+")
-# varcache.c ends each SET with a semicolon, as no workload does. And where an answer fills the
-# buffer exactly, upstream may release its server, and reset it, one query late.
-_BETWEEN = re.compile("LOG:  statement: (SET .*;|DISCARD ALL|SELECT 'checked')$")
 _WORK = ("LOG:  statement", "LOG:  execute")
 # connect_query is a part of the login: it runs again when the login has to begin anew.
 CONNECT_QUERY = "SET work_mem = 3072"
 # The janitor may come between a login or check and who waits for the server: it is checked then.
 CHECK_QUERY = "SELECT 'checked'"
+# varcache.c ends each SET with a semicolon, as no workload does. And where an answer fills the
+# buffer exactly, upstream may release its server, and reset it, one query late.
+# How often the janitor checks a server that rests is a matter of time.
+_BETWEEN = re.compile(f"LOG:  statement: (SET .*;|DISCARD ALL|{CHECK_QUERY})$")
 _WRONG = re.compile(
     "could not go on|damaged|not held|ledger is full|Assert|FATAL|Sanitizer|runtime error|Traceback"
 )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tests.sweep.syscall.outcome import CHECK_QUERY
 from tests.sweep.syscall.stage import MD5_USER, QUERY_USER, SCRAM_USER, USER, Workload
 from tests.sweep.syscall.talker import query
-from tests.sweep.syscall.workloads.improviser import Improviser, Leave
+from tests.sweep.syscall.workloads.improviser import Allowed, Improviser
 
 if TYPE_CHECKING:
     from tests.sweep.syscall.stage import Stage
@@ -61,19 +61,19 @@ def by_chance(number: int) -> Workload:
     # Upstream takes statements of a pipeline with errors for known to a server that does not know
     # them, or has evicted them; which one that is then depends on the moment.
     deep = not named or (servers == 1 and settings["max_prepared_statements"] != 3)
-    leave = Leave(named, deep, transactions=mode != "statement")
+    allowed = Allowed(named, deep, transactions=mode != "statement")
     shared = "max_db_connections" in settings
 
     def script(stage: Stage) -> None:
-        _Play(stage, random.Random(number), users, servers, clients, leave, shared=shared).run()
+        _Play(stage, random.Random(number), users, servers, clients, allowed, shared=shared).run()
 
     def warm(stage: Stage) -> None:
         for user in users:
             full = [stage.client(f"{user} {server}", user) for server in range(servers)]
             for one in full:
-                one.ask(query("BEGIN") if leave.transactions else query("SELECT 'warm'"))
+                one.ask(query("BEGIN") if allowed.transactions else query("SELECT 'warm'"))
             for one in full:
-                one.ask(query("COMMIT") if leave.transactions else query("SELECT 'warm'"))
+                one.ask(query("COMMIT") if allowed.transactions else query("SELECT 'warm'"))
                 # One by one, so that the servers are idle in the same order each time.
                 one.finish()
                 stage.await_released_servers()
@@ -98,7 +98,7 @@ class _Play:
         users: list[str],
         servers: int,
         clients: int,
-        leave: Leave,
+        allowed: Allowed,
         *,
         shared: bool,
     ) -> None:
@@ -107,7 +107,7 @@ class _Play:
         self._users = users
         self._servers = servers
         self._clients = clients
-        self._leave = leave
+        self._allowed = allowed
         self._shared = shared
         self._cast: list[Improviser] = []
         self._came = 0
@@ -150,7 +150,7 @@ class _Play:
         self._came += 1
         user = self._dice.choice(self._users)
         name = f"c{self._came}"
-        one = Improviser(self._stage, name, user, self._dice, self._leave)
+        one = Improviser(self._stage, name, user, self._dice, self._allowed)
         one.begin_to_log_in()
         return one
 

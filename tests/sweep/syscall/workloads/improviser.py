@@ -49,8 +49,8 @@ _PREPARED = (_INSERT, f"{_INSERT} RETURNING tag", "SELECT length($1), repeat('y'
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """What the settings of a run leave to its clients.
+class Allowed:
+    """What the settings of a run allow its clients.
 
     `named`: prepared statements may have names. `deep`: several may be in one pipeline.
     `transactions`: there may be some of more than one message.
@@ -65,13 +65,13 @@ class Improviser:
     """One client, with what it knows of its session."""
 
     def __init__(
-        self, stage: Stage, name: str, user: str, dice: random.Random, leave: Leave
+        self, stage: Stage, name: str, user: str, dice: random.Random, allowed: Allowed
     ) -> None:
         self.user = user
         self._name = name
         self._stage = stage
         self._dice = dice
-        self._may = leave
+        self._may = allowed
         # Small ones fill up, so that pgbouncer has to wait for us.
         small = 4096 if dice.random() < 0.3 else None
         self._talker: Talker = stage.talker(name, receive_buffer=small)
