@@ -2,8 +2,9 @@
 
 So many sessions have prepared so many statements each. In each round every session executes one of
 them and the clock runs until the last answer: once without a kill, for that is what the pooler and
-PostgreSQL need in any case, and once with a SIGKILL right before the first is asked. The client is
-herd.c, which checks each answer. Needs a C compiler.
+PostgreSQL need in any case, and once with a SIGKILL right before the first is asked. They are asked
+all at once, and in another round each once within half a second. The client is herd.c, which checks
+each answer. Needs a C compiler.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import re
 import statistics
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -24,11 +26,15 @@ from testbed.postgres import Postgres
 from testbed.rundir import RunDir
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.herd import Pause
 
 _SERVERS = 20
+_IN_TURN_MS = 500
+#: Which of a round's figures are told, and how they are called.
+_AT_ONCE = {"first": "first", "median": "median", "last": "last"}
+_IN_TURN = {"longest": "longest wait", "late_until": "late until"}
 _ADOPTED = re.compile(r"adopted .* in (\d+) us")
 
 
@@ -48,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "default_pool_size": _SERVERS,
         "listen_backlog": 1024,
     }
-    quiet, killed, active, adopting = [], [], [], []
+    answers: dict[str, list[Pause]] = defaultdict(list)
+    active, adopting = [], []
     with (
         RunDir() as run_dir,
         Postgres(run_dir) as postgres,
@@ -59,18 +66,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         herd.play(0)
         for number in range(options.rounds):
-            quiet.append(herd.play(number))
-            before = keeper.status().pgbouncer
-            killed.append(herd.play(number, kill=before.pid or 0))
-            status = keeper.wait_active(after=before.incarnation)
-            active.append(status.adoptions.last_ms or 0.0)
-            adopting.append(_adoption_ms(keeper))
+            for over_ms in (0, _IN_TURN_MS):
+                how = "in turn, " if over_ms else ""
+                answers[f"{how}no kill"].append(herd.play(number, over_ms=over_ms))
+                before = keeper.status().pgbouncer
+                pause = herd.play(number, kill=before.pid or 0, over_ms=over_ms)
+                answers[f"{how}SIGKILL"].append(pause)
+                status = keeper.wait_active(after=before.incarnation)
+                active.append(status.adoptions.last_ms or 0.0)
+                adopting.append(_adoption_ms(keeper))
     if options.json:
-        rounds = {"quiet": quiet, "killed": killed}
-        answers = {name: [asdict(pause) for pause in pauses] for name, pauses in rounds.items()}
-        print(json.dumps({**answers, "active_ms": active, "adoption_ms": adopting}))
+        rounds = {name: [asdict(pause) for pause in pauses] for name, pauses in answers.items()}
+        print(json.dumps({"answers": rounds, "active_ms": active, "adoption_ms": adopting}))
     else:
-        _print(options, quiet, killed, active, adopting)
+        _print(options, answers, active, adopting)
     return 0
 
 
@@ -81,8 +90,7 @@ def _adoption_ms(keeper: Keeper) -> float:
 
 def _print(
     options: argparse.Namespace,
-    quiet: list[Pause],
-    killed: list[Pause],
+    answers: Mapping[str, list[Pause]],
     active: list[float],
     adopting: list[float],
 ) -> None:
@@ -90,22 +98,18 @@ def _print(
         f"{options.sessions} sessions, {options.statements} statements each,"
         f" {'a' if options.standby else 'no'} standby; {options.rounds} rounds of each kind"
     )
-    print("milliseconds             lowest    median   highest")
+    print("milliseconds                      lowest    median   highest")
     for title, values in (
         ("SIGKILL to active", active),
         ("  of it, adoption", adopting),
-        *_answers("no kill:", quiet),
-        *_answers("SIGKILL:", killed),
+        *(
+            (f"{how}: {title}", [getattr(pause, name) for pause in pauses])
+            for how, pauses in answers.items()
+            for name, title in (_IN_TURN if how.startswith("in turn") else _AT_ONCE).items()
+        ),
     ):
         figures = (min(values), statistics.median(values), max(values))
-        print(f"{title:<22}" + "".join(f"{figure:>10.1f}" for figure in figures))
-
-
-def _answers(title: str, pauses: list[Pause]) -> list[tuple[str, list[float]]]:
-    return [
-        (f"{title} {name}", [getattr(pause, name) for pause in pauses])
-        for name in ("first", "median", "last")
-    ]
+        print(f"{title:<31}" + "".join(f"{figure:>10.1f}" for figure in figures))
 
 
 if __name__ == "__main__":

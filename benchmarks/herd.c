@@ -1,15 +1,17 @@
 /*
- * Many sessions with many prepared statements, asked all at once or one alone: the
- * measuring client of benchmarks/herd.py, in C lest it be slower than what it measures.
+ * Many sessions with many prepared statements, asked all at once, one after the other or one
+ * alone: the measuring client of benchmarks/herd.py, in C lest it be slower than what it measures.
  *
  *	herd HOST PORT SESSIONS STATEMENTS USER DATABASE stays|returns
  *
  * Session i prepares s0, s1, ... as SELECT i, SELECT i + 1, ... (modulo STATEMENTS):
  * the texts are shared, but a name means something else in each session.  When all
- * are ready a line says so on standard output.  Then each line "PID ROUND ASKED" on
+ * are ready a line says so on standard output.  Then each line "PID ROUND ASKED OVER_MS" on
  * standard input makes a round: SIGKILL to PID (0: to nobody), and so many sessions execute
- * one of their statements each.  The answer must be right to the byte.  A line of JSON
- * tells the times of the answers, milliseconds from just before the kill.
+ * one of their statements each, all at once (0) or spread evenly over that time.  The answer
+ * must be right to the byte.  A line of JSON tells the times of the answers, milliseconds from
+ * just before the kill, the longest wait for one, and when the last came that was waited for
+ * for more than LATE_MS.
  *
  * A connection that ends is an error that ends the herd, unless it "returns": then who was
  * asked connects again at once, prepares and asks again until it has its answer; who was not
@@ -32,8 +34,12 @@ unsigned n_sessions, n_statements;
 bool returns;
 int poll_fd;
 
-/* what each is asked in this round */
+/* a wait that a client would notice */
+#define LATE_MS	5
+
+/* what each is asked in this round, and when */
 static struct Message *ask;
+static double *asked_at;
 
 static int by_size(const void *a, const void *b)
 {
@@ -79,7 +85,6 @@ static void expect(unsigned i, unsigned statement)
 	end_message(&m);
 	memcpy(s->expected, m.data, m.len);
 	s->n_expected = m.len;
-	s->wants = true;
 }
 
 static void put_question(unsigned i)
@@ -87,6 +92,17 @@ static void put_question(unsigned i)
 	session[i].n_got = 0;
 	session[i].stage = ASKED;
 	transmit(i, &ask[i]);
+}
+
+/* It is this one's turn. */
+static void ask_now(unsigned i)
+{
+	asked_at[i] = now_ms();
+	session[i].wants = true;
+	if (session[i].stage == GONE)
+		returning[n_returning++] = i;
+	else
+		put_question(i);
 }
 
 /* true: its answer is complete, and right */
@@ -154,11 +170,11 @@ static void gather(void)
 	}
 }
 
-static void play(pid_t pid, unsigned round, unsigned n_asked)
+static void play(pid_t pid, unsigned round, unsigned n_asked, unsigned over_ms)
 {
 	struct epoll_event event[EVENTS];
-	double *at = malloc(n_sessions * sizeof(*at)), start, sent;
-	unsigned n_answered = 0, first = round * 37, i;
+	double *at = malloc(n_sessions * sizeof(*at)), start, sent = 0, longest = 0, late_until = 0;
+	unsigned n_put = 0, n_answered = 0, first = round * 37, i;
 
 	if (!at)
 		err(1, "malloc");
@@ -168,25 +184,40 @@ static void play(pid_t pid, unsigned round, unsigned n_asked)
 	start = now_ms();
 	if (pid && kill(pid, SIGKILL) < 0)
 		err(1, "kill %d", pid);
-	for (i = 0; i < n_asked; i++)
-		put_question((first + i) % n_sessions);
-	sent = now_ms() - start;
 	while (n_answered < n_asked) {
-		int wait_ms = let_return();
-		int n = epoll_wait(poll_fd, event, EVENTS, wait_ms < 0 ? PATIENCE_MS : wait_ms), k;
+		int wait_ms, n, k;
 
+		while (n_put < n_asked && (double)n_put * over_ms / n_asked <= now_ms() - start) {
+			ask_now((first + n_put++) % n_sessions);
+			sent = now_ms() - start;
+		}
+		wait_ms = let_return();
+		if (n_put < n_asked)
+			wait_ms = 1;
+		n = epoll_wait(poll_fd, event, EVENTS, wait_ms < 0 ? PATIENCE_MS : wait_ms);
 		if (n <= 0 && wait_ms < 0)
 			errx(1, "%u of %u sessions were answered", n_answered, n_asked);
 		for (k = 0; k < n; k++) {
-			if (handle(event[k].data.u32))
-				at[n_answered++] = now_ms() - start;
+			double now, waited;
+
+			i = event[k].data.u32;
+			if (!handle(i))
+				continue;
+			now = now_ms();
+			waited = now - asked_at[i];
+			at[n_answered++] = now - start;
+			if (waited > longest)
+				longest = waited;
+			if (waited > LATE_MS)
+				late_until = now - start;
 		}
 	}
 	qsort(at, n_answered, sizeof(*at), by_size);
 	if (returns)
 		gather();
-	printf("{\"sent\": %.3f, \"first\": %.3f, \"median\": %.3f, \"last\": %.3f, \"returned\": %u}\n",
-	       sent, at[0], at[n_answered / 2], at[n_answered - 1], n_returned);
+	printf("{\"sent\": %.3f, \"first\": %.3f, \"median\": %.3f, \"last\": %.3f,"
+	       " \"longest\": %.3f, \"late_until\": %.3f, \"returned\": %u}\n",
+	       sent, at[0], at[n_answered / 2], at[n_answered - 1], longest, late_until, n_returned);
 	free(at);
 }
 
@@ -194,7 +225,7 @@ int main(int argc, char **argv)
 {
 	struct rlimit limit;
 	int pid;
-	unsigned round, n_asked;
+	unsigned round, n_asked, over_ms;
 
 	if (argc != 8)
 		errx(2, "usage: herd HOST PORT SESSIONS STATEMENTS USER DATABASE stays|returns");
@@ -208,12 +239,13 @@ int main(int argc, char **argv)
 
 	session = calloc(n_sessions, sizeof(*session));
 	ask = malloc(n_sessions * sizeof(*ask));
+	asked_at = malloc(n_sessions * sizeof(*asked_at));
 	poll_fd = epoll_create1(EPOLL_CLOEXEC);
-	if (!session || !ask || poll_fd < 0)
+	if (!session || !ask || !asked_at || poll_fd < 0)
 		err(1, "start");
 	set_up(argv[1], atoi(argv[2]), argv[5], argv[6]);
 	printf("ready\n");
-	while (scanf("%d %u %u", &pid, &round, &n_asked) == 3)
-		play(pid, round, n_asked);
+	while (scanf("%d %u %u %u", &pid, &round, &n_asked, &over_ms) == 4)
+		play(pid, round, n_asked, over_ms);
 	return 0;
 }

@@ -27,13 +27,17 @@ class HerdError(Exception):
 class Pause:
     """Milliseconds from the start of a round until all were asked, and to three of the answers.
 
-    `returned`: how many connections were made anew for them.
+    `longest`: what the one that waited longest waited for its own answer. `late_until`: from the
+    start to the last answer that took more than 5, or 0. `returned`: how many connections were
+    made anew for them.
     """
 
     sent: float
     first: float
     median: float
     last: float
+    longest: float
+    late_until: float
     returned: int
 
 
@@ -77,13 +81,17 @@ class Herd:
     ) -> None:
         self._process.communicate()
 
-    def play(self, number: int, *, kill: int = 0, asked: int | None = None) -> Pause:
+    def play(
+        self, number: int, *, kill: int = 0, asked: int | None = None, over_ms: int = 0
+    ) -> Pause:
         """One round: ask all sessions, or so many; with `kill` that process dies first.
+
+        They are asked all at once, or evenly spread over `over_ms`.
 
         Raises `HerdError`.
         """
         assert self._process.stdin is not None  # noqa: S101 (it is a pipe)
-        print(kill, number, asked or self._sessions, file=self._process.stdin, flush=True)
+        print(kill, number, asked or self._sessions, over_ms, file=self._process.stdin, flush=True)
         return Pause(**json.loads(self._read()))
 
     def _read(self) -> str:

@@ -2,7 +2,8 @@
 
 Three poolers with so many sessions each, which are killed in turns: one with a standby, one without
 it, and an unpatched one that is started again the moment it ends, and whose clients connect again
-as soon as they notice. A round asks one session, or all of them, right after the SIGKILL; the clock
+as soon as they notice. A round asks one session, or all of them at once, right after the SIGKILL,
+or each of them once within half a second, as clients do that know nothing of each other; the clock
 stops at the right answer. Beside it stands the same without a kill.
 """
 
@@ -42,6 +43,8 @@ _SERVERS: Final = 20
 _BACKLOG: Final = 4096
 #: Seconds before each round: a death is no sequel to the last one's, whose standby just starts.
 _REST_S: Final = 0.2
+#: Milliseconds over which all are asked one after the other.
+_IN_TURN_MS: Final = 500
 
 
 class Restarted:
@@ -113,7 +116,9 @@ class Subject:
 class Figures:
     """Milliseconds from the SIGKILL (or, `killed` false, from the question) to an answer.
 
-    `answer`: of the one that was asked, or the first, the middle and the last of all that were.
+    `answer`: of the one that was asked; the first, the middle and the last of all that were asked
+    at once; of those asked in turn the longest wait, and until when (from the SIGKILL, or the
+    beginning) answers came that had taken more than 5.
     """
 
     subject: str
@@ -165,18 +170,21 @@ def _measure(sessions: int, rounds: int) -> list[Figures]:
 
 
 def _answers(subject: Subject, number: int, sessions: int, *, killed: bool) -> dict[str, float]:
-    """One round that asks one session, and one that asks all."""
+    """A round that asks one session, one that asks all at once, and one that does so in turn."""
     pauses = []
-    for asked in (1, sessions):
+    for asked, over_ms in ((1, 0), (sessions, 0), (sessions, _IN_TURN_MS)):
         pid = subject.pid()
         time.sleep(_REST_S)
-        pauses.append(subject.herd.play(number, kill=pid if killed else 0, asked=asked))
-    one, several = pauses
+        kill = pid if killed else 0
+        pauses.append(subject.herd.play(number, kill=kill, asked=asked, over_ms=over_ms))
+    one, several, in_turn = pauses
     return {
         "the one asked": one.first,
         "first of all": several.first,
         "median of all": several.median,
         "last of all": several.last,
+        "longest in turn": in_turn.longest,
+        "late in turn": in_turn.late_until,
     }
 
 
@@ -236,10 +244,10 @@ def _figures(name: str, sessions: int, killed: bool, answer: str, ms: list[float
 
 def _print(figures: list[Figures]) -> None:
     print(f"{figures[0].sessions} sessions, {figures[0].rounds} rounds; milliseconds")
-    print("pgbouncer    killed   answer of          p10    median       p90   highest")
+    print("pgbouncer    killed   answer of            p10    median       p90   highest")
     for one in figures:
         print(
-            f"{one.subject:<13}{'SIGKILL' if one.killed else 'no':<9}{one.answer:<14}"
+            f"{one.subject:<13}{'SIGKILL' if one.killed else 'no':<9}{one.answer:<16}"
             + "".join(f"{ms:>10.1f}" for ms in (one.p10, one.median, one.p90, one.highest))
         )
 

@@ -382,7 +382,7 @@ static int keeper_close(SBuf *sbuf)
 }
 
 const SBufIO keeper_sbufio_ops = {
-	keeper_recv,
-	keeper_send,
-	keeper_close
+	.sbufio_recv = keeper_recv,
+	.sbufio_send = keeper_send,
+	.sbufio_close = keeper_close
 };
