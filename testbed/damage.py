@@ -64,6 +64,9 @@ Value = int | SlotOf | Theirs | Plus
 _UNITS = ("outbox", "extra", "record", "requests", "doom")
 _RECORD_UNITS = ("catalog", "packet", "scram")
 _UNCHECKED = ("outbox", "packet")
+# What says which bytes of an IOBuf are still to be sent. Those that were handed on and have left
+# stay named, and the IOBuf is somebody else's by then.
+_OF_AN_IOBUF = ("io_done", "io_parse", "io_recv", "rx", "tx", "flags")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ class Forged:
             # The other one may count now, with all that it had at its time.
             copy = site.copy_part(slot, true=False)
             fields: tuple[str, ...] = (*_UNITS, "io", "token")
+        elif self.field in _OF_AN_IOBUF:
+            fields = ("io",)
         else:
             fields = (self.field,)
         claims = [_claimed(site, field, site.get(COPY, copy, field)) for field in fields]

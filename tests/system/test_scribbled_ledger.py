@@ -179,6 +179,8 @@ another_rest = example(
     damages=[Forged("half parsed", field, 1) for field in ("pkt_remain", "skip_remain")],
     twice=False,
 )
+# What has been handed on and has left stays named, though the IOBuf is somebody else's by then.
+no_longer_its_own = example(damages=[Forged("busy", "io_recv", 4096)], twice=False)
 
 
 @SHORT
@@ -192,6 +194,7 @@ def test_scribbles_are_noticed(bed: ScribbledBed, damages: list[Damage], twice: 
 @a_longer_rest
 @a_shorter_rest
 @another_rest
+@no_longer_its_own
 @forgeries
 def test_forgeries_hurt_nobody_else(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
     """With right checks a lie cannot be told from the truth, but the process survives it."""
@@ -223,6 +226,7 @@ def test_scribbles_under_sanitizers(
 @a_longer_rest
 @a_shorter_rest
 @another_rest
+@no_longer_its_own
 @forgeries
 def test_forgeries_under_sanitizers(
     sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
