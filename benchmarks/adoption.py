@@ -34,7 +34,7 @@ _SERVERS = 20
 _IN_TURN_MS = 500
 #: Which of a round's figures are told, and how they are called.
 _AT_ONCE = {"first": "first", "median": "median", "last": "last"}
-_IN_TURN = {"longest": "longest wait", "late_until": "late until"}
+_IN_TURN = {"longest": "longest wait", "caught_up": "caught up"}
 _ADOPTED = re.compile(r"adopted .* in (\d+) us")
 
 

@@ -27,9 +27,9 @@ class HerdError(Exception):
 class Pause:
     """Milliseconds from the start of a round until all were asked, and to three of the answers.
 
-    `longest`: what the one that waited longest waited for its own answer. `late_until`: from the
-    start to the last answer that took more than 5, or 0. `returned`: how many connections were
-    made anew for them.
+    `longest`: what the one that waited longest waited for its own answer. `caught_up`: from the
+    start until for the first time all had their answers that had been asked. `returned`: how many
+    connections were made anew for them.
     """
 
     sent: float
@@ -37,7 +37,7 @@ class Pause:
     median: float
     last: float
     longest: float
-    late_until: float
+    caught_up: float
     returned: int
 
 

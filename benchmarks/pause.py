@@ -117,8 +117,8 @@ class Figures:
     """Milliseconds from the SIGKILL (or, `killed` false, from the question) to an answer.
 
     `answer`: of the one that was asked; the first, the middle and the last of all that were asked
-    at once; of those asked in turn the longest wait, and until when (from the SIGKILL, or the
-    beginning) answers came that had taken more than 5.
+    at once; of those asked in turn the longest wait, and the time (from the SIGKILL, or the
+    beginning) until nobody waited any more.
     """
 
     subject: str
@@ -184,7 +184,7 @@ def _answers(subject: Subject, number: int, sessions: int, *, killed: bool) -> d
         "median of all": several.median,
         "last of all": several.last,
         "longest in turn": in_turn.longest,
-        "late in turn": in_turn.late_until,
+        "caught up in turn": in_turn.caught_up,
     }
 
 
@@ -244,10 +244,10 @@ def _figures(name: str, sessions: int, killed: bool, answer: str, ms: list[float
 
 def _print(figures: list[Figures]) -> None:
     print(f"{figures[0].sessions} sessions, {figures[0].rounds} rounds; milliseconds")
-    print("pgbouncer    killed   answer of            p10    median       p90   highest")
+    print("pgbouncer    killed   answer of              p10    median       p90   highest")
     for one in figures:
         print(
-            f"{one.subject:<13}{'SIGKILL' if one.killed else 'no':<9}{one.answer:<16}"
+            f"{one.subject:<13}{'SIGKILL' if one.killed else 'no':<9}{one.answer:<18}"
             + "".join(f"{ms:>10.1f}" for ms in (one.p10, one.median, one.p90, one.highest))
         )
 

@@ -270,7 +270,8 @@ NAMES = tuple(_OPENERS)
 def visit_pools(pooler: Pooler) -> None:
     """Let every pool and user of the roster be known again, and go."""
     for database in ("transaction", "session", "tight"):
-        with RawClient(pooler.host, pooler.port).login(database=database) as client:
+        with RawClient(pooler.host, pooler.port) as client:
+            client.login(database=database)
             client.query("SELECT 1")
     pooler.sql("SELECT 1", user=LEARNT, password=_SECRET)
 
