@@ -66,7 +66,7 @@ def collect(folder: Path, *, killed: bool = False) -> Evidence:
                     lost.update({k: v for k, v in event.items() if k not in _NO_REASONS})
             unix = len(_UNIX_LOST.findall(LogFile(log).read()))
             lost.update({"unix": unix, "in-flight": -unix})
-            events = [e for e in events if not _was_killed(e) and e["event"] != _LOST]
+            events = [e for e in events if not _follows_from_a_kill(e)]
         wrong = [*_wrong(events), *_broken(hanger), *_broken(LogFile(log))]
         if not killed:
             wrong += _miscounted(events, LogFile(log))
@@ -85,6 +85,12 @@ def _events(text: str) -> Iterator[dict[str, Any]]:
 
 def _was_killed(event: dict[str, Any]) -> bool:
     return event["event"] == "bouncer-ended" and event["how"] == "killed by SIGKILL"
+
+
+def _follows_from_a_kill(event: dict[str, Any]) -> bool:
+    """Also a handoff to one that was killed in it: the older one serves on, and it is repeated."""
+    handoff = event["event"] == "handoff-failed" and "(killed by SIGKILL)" in event["reason"]
+    return _was_killed(event) or event["event"] == _LOST or handoff
 
 
 def _miscounted(events: list[dict[str, Any]], bouncer: LogFile) -> Iterable[str]:

@@ -59,6 +59,16 @@ def test_kills_are_counted(tmp_path: Path) -> None:
     assert "SIGSEGV" in line
 
 
+def test_a_handoff_may_fail_whose_new_pgbouncer_was_killed(tmp_path: Path) -> None:
+    reason = "the new pgbouncer did not adopt: it ended ({})"
+    for name, how in (("one", "killed by SIGKILL"), ("two", "exit code 1")):
+        failed = event("handoff-failed", "error", reason=reason.format(how))
+        write(tmp_path / name, ADOPTED, [*GOOD[:-1], failed, GOOD[-1]])
+    (line,) = collect(tmp_path, killed=True).unkept
+    assert line.startswith("two: ")
+    assert len(collect(tmp_path).unkept) == 2
+
+
 def test_what_may_be_lost_over_a_unix_socket_counts_apart(tmp_path: Path) -> None:
     said = "2026-01-01 [7] WARNING keeper: a client session{} could not go on: data was in flight"
     log = "\n".join([ADOPTED, said.format(" over a Unix-domain socket"), said.format("")])
