@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 _ROOT = Path(__file__).parents[3]
-_SWEEP = _ROOT / "tests/sweep/syscall/test_sweep.py"
+_SWEEPS = {
+    name: _ROOT / f"tests/sweep/syscall/test_{file}.py"
+    for name, file in (("sweep", "sweep"), ("sweep/hanger", "hanger"))
+}
 
 
 def rows() -> list[tuple[str, str]]:
@@ -20,7 +23,7 @@ def rows() -> list[tuple[str, str]]:
 def named(cell: str) -> tuple[Path, list[str]]:
     """The file and the functions that a last cell means."""
     file, _, tests = re.sub(r" \(.*?\)", "", cell).partition(": ")
-    path = _SWEEP if file == "sweep" else _ROOT / f"tests/system/test_{file}.py"
+    path = _SWEEPS.get(file, _ROOT / f"tests/system/test_{file}.py")
     return path, [f"test_{name}" for name in tests.split(", ")]
 
 
