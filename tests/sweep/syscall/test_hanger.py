@@ -8,7 +8,7 @@ pgbouncer all sessions go on, if the next one has been given everything, or all 
 from __future__ import annotations
 
 import contextlib
-import itertools
+import functools
 import signal
 from collections import Counter
 from dataclasses import dataclass
@@ -22,22 +22,24 @@ from testbed import RawClient, wait_until
 from testbed.errors import ConnectionLostError
 from testbed.ledgers import check_ledger
 from testbed.process import send
-from tests.sweep.syscall.tracer import Point, Tracer
+from tests.sweep.syscall.sweep import every
+from tests.sweep.syscall.tracer import Tracer
 from tests.system.wrapping import expect_fatal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from testbed import Keeper
     from tests.fix_keeper import MakeKeeper
-    from tests.sweep.syscall.tracer import Death
+    from tests.sweep.syscall.tracer import Death, Point
 
 # The workload is over when so many points in a row were not reached.
 _BEYOND = 3
 # What the script takes at the least; a hanger that does less does not do its work.
 _FEWEST_CALLS = 25
 _FEWEST_CALLS_OF_A_SUCCESSION = 10
+_GONE = "the hanger closed the connection"
 
 
 class End(Enum):
@@ -49,10 +51,14 @@ class End(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A run of the script: the hanger's death in it, if any, and how many were turned away."""
+    """A run of a script: the hanger's death in it, if any, and what became of its sessions.
+
+    `turned_away`: how many newcomers had to connect again.
+    """
 
     death: Death | None
-    turned_away: int
+    end: End
+    turned_away: int = 0
 
 
 _STANDBY = pytest.mark.parametrize("standby", [False, True], ids=["no standby", "standby"])
@@ -75,18 +81,13 @@ def test_the_hanger_is_killed(
     make_keeper: MakeKeeper, tracer_program: Path, step: int, standby: bool
 ) -> None:
     keeper = make_keeper(standby=standby)
-    tried = beyond = 0
-    for point in points(step):
-        visit = run(keeper, tracer_program, point)
-        beyond = beyond + 1 if visit.death is None else 0
-        if beyond == _BEYOND:
-            break
-        if visit.death is not None:
-            tried += 1
-            assert visit.turned_away <= _may_be_turned_away(visit.death), visit.death
+    tried = 0
+    for death, visit in deaths(step, functools.partial(run, keeper, tracer_program)):
+        tried += 1
+        assert visit.turned_away <= _may_be_turned_away(death), death
     assert tried * step >= 2 * _FEWEST_CALLS
     # The standby goes with its hanger.
-    expect_fatal(keeper, "the hanger closed the connection", times=tried if standby else 0)
+    expect_fatal(keeper, _GONE, times=tried if standby else 0)
     print(f"{tried} deaths of the hanger")
 
 
@@ -97,27 +98,32 @@ def test_the_hanger_is_killed_over_a_dead_pgbouncer(
     make_keeper: MakeKeeper, tracer_program: Path, step: int, standby: bool
 ) -> None:
     keeper = make_keeper(standby=standby)
-    ends: Counter[End] = Counter()
-    beyond = 0
-    for point in points(step):
-        died, end = run_over_a_dead_pgbouncer(keeper, tracer_program, point)
-        beyond = 0 if died else beyond + 1
-        if beyond == _BEYOND:
-            break
-        if died:
-            ends[end] += 1
-        else:
-            assert end is End.INTACT
+    one = functools.partial(run_over_a_dead_pgbouncer, keeper, tracer_program)
+    ends = Counter(visit.end for _, visit in deaths(step, one))
     assert ends.total() * step >= 2 * _FEWEST_CALLS_OF_A_SUCCESSION
-    # Who had not been given everything went with the hanger, as did standbys.
-    text = "the hanger closed the connection"
-    expect_fatal(keeper, text, times=keeper.output.read().count(text))
+    # Who had not been given everything went with the hanger, and so did who stood by.
+    gone = keeper.output.read().count(_GONE)
+    assert gone <= ends.total() * (1 + standby)
+    expect_fatal(keeper, _GONE, times=gone)
     print(ends)
 
 
-def points(step: int) -> Iterator[Point]:
-    """Entry and exit of every call, or each `step`-th of these; without end."""
-    return (Point(number // 2 + 1, number % 2 == 1) for number in itertools.count(0, step))
+def deaths(step: int, one: Callable[[Point], Visit]) -> Iterator[tuple[Death, Visit]]:
+    """The visits in which the hanger died, at each `step`-th point, until the script is over.
+
+    Raises AssertionError if a session ends in one that it outlives.
+    """
+    beyond = 0
+    for point, _ in every(step):
+        visit = one(point)
+        if visit.death is not None:
+            beyond = 0
+            yield visit.death, visit
+            continue
+        assert visit.end is End.INTACT
+        beyond += 1
+        if beyond == _BEYOND:
+            return
 
 
 def _may_be_turned_away(death: Death) -> int:
@@ -170,13 +176,13 @@ def run(keeper: Keeper, program: Path, point: Point) -> Visit:
         assert newcomer.query("SELECT 1") == [("1",)]
     wait_until(lambda: keeper.status().sessions.clients_held == 0, what="nobody is held")
     check_ledger(keeper)
-    return Visit(tracer.deaths[0] if tracer.deaths else None, turned_away)
+    return Visit(_death(tracer), End.INTACT, turned_away)
 
 
-def run_over_a_dead_pgbouncer(keeper: Keeper, program: Path, point: Point) -> tuple[bool, End]:
+def run_over_a_dead_pgbouncer(keeper: Keeper, program: Path, point: Point) -> Visit:
     """Kill pgbouncer, and the hanger at that point of what it does then, if it comes so far.
 
-    Whether it did, and what became of two sessions. Raises AssertionError if that was not the same.
+    Raises AssertionError if not the same became of two sessions.
     """
     with contextlib.ExitStack() as stack:
         in_transaction, at_rest = (
@@ -203,7 +209,11 @@ def run_over_a_dead_pgbouncer(keeper: Keeper, program: Path, point: Point) -> tu
                 assert in_transaction.query("SELECT n FROM luggage") == [("5",)]
     wait_until(lambda: keeper.status().sessions.clients_held == 0, what="nobody is held")
     check_ledger(keeper)
-    return bool(tracer.deaths), end
+    return Visit(_death(tracer), end)
+
+
+def _death(tracer: Tracer) -> Death | None:
+    return tracer.deaths[0] if tracer.deaths else None
 
 
 def _end_of(client: RawClient, question: str) -> End:
