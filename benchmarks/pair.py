@@ -34,12 +34,20 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair(patched: Path | None, *, clients: int = 100) -> Iterator[Pair]:
+def pair(
+    patched: Path | None,
+    *,
+    clients: int = 100,
+    settings: Mapping[str, str | int | None] | None = None,
+    databases: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
+) -> Iterator[Pair]:
     """Start both the same way. `patched` is another patched binary than the built one.
 
     `clients`: how many there will be at a time. The user `SCRAM_USER` logs in by SCRAM, all
-    others without a password.
+    others without a password. `settings`: more of them. `databases`: others than `Pooler`'s, of the
+    unpatched and of the kept one.
     """
+    plain_databases, kept_databases = databases or (None, None)
     with (
         RunDir() as run_dir,
         Postgres(run_dir, max_connections=min(clients, 600) + 100) as postgres,
@@ -54,6 +62,7 @@ def pair(patched: Path | None, *, clients: int = 100) -> Iterator[Pair]:
             "auth_type": "hba",
             "auth_hba_file": str(rules),
             "max_client_conn": clients + 100,
+            **(settings or {}),
         }
         users = {SCRAM_USER: postgres.verifier(SCRAM_USER)}
         with (
@@ -63,9 +72,17 @@ def pair(patched: Path | None, *, clients: int = 100) -> Iterator[Pair]:
                 binaries.vanilla(),
                 name="unpatched",
                 settings=settings,
+                databases=plain_databases,
                 users=users,
             ) as bouncer,
-            _kept(run_dir, postgres, patched or binaries.patched(), settings, users) as keeper,
+            _kept(
+                run_dir,
+                postgres,
+                patched or binaries.patched(),
+                settings,
+                kept_databases,
+                users,
+            ) as keeper,
         ):
             yield Pair(run_dir, postgres, bouncer, keeper)
 
@@ -76,6 +93,7 @@ def _kept(
     postgres: Postgres,
     binary: Path,
     settings: Mapping[str, str | int | None],
+    databases: Mapping[str, str] | None,
     users: Mapping[str, str],
 ) -> Iterator[Keeper]:
     """A kept pgbouncer that is started as the unpatched one is, not by the hanger."""
@@ -85,6 +103,7 @@ def _kept(
         binary,
         name="kept",
         settings=settings,
+        databases=databases,
         users=users,
         options=["--no-supervise"],
     )
