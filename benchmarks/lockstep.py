@@ -3,9 +3,13 @@
 lockstep.c is all clients and all servers of a pooler in one process, on the same processor as the
 pooler, and neither preempts the other (SCHED_BATCH). In each step the pooler finds all sockets
 ready and handles them one after the other. Its CPU time for so many steps is what its work costs;
-`benchmarks.cpu`, with pgbench and PostgreSQL, varies by several percent with how many sockets happen
-to be ready when it wakes. The unpatched and the kept one take turns of a fraction of a second.
-Needs a C compiler, and a processor that nothing else uses.
+`benchmarks.cpu`, with pgbench and PostgreSQL, varies by several percent with how many sockets
+happen to be ready when it wakes. Nothing else is left in the caches either, and little is waited for, so
+that a transaction costs half of what it costs there, and whatever the keeper adds counts double.
+
+The unpatched and the kept one take turns of a few milliseconds. Where in memory a process happens
+to lie makes a difference of its own, up to a percent, so each is started several times. Needs a C
+compiler, and a processor that nothing else uses.
 """
 
 from __future__ import annotations
@@ -30,9 +34,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from testbed.pooler import Pooler
-    from testbed.rundir import RunDir
 
 PROTOCOLS = ("simple", "extended")
+_SESSIONS = (1, 16)
 _SOURCE = Path(__file__).with_suffix(".c")
 _DATABASE = "steps"
 
@@ -103,78 +107,85 @@ class Lockstep:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Microseconds of CPU time a transaction, medians; and the median of the paired ratios."""
+    """Microseconds of CPU time a transaction, and what the kept one needs more, as a share.
+
+    Means of the lives; `error` is the standard error of `more`.
+    """
 
     protocol: str
     sessions: int
     unpatched: float
     keeper: float
-    ratio: float
-    lower: float
-    upper: float
-    turns: int
+    more: float
+    error: float
+    lives: int
 
-    @property
-    def doubt(self) -> float:
-        """Half the width of the median's interval of confidence of 95 %, about."""
-        return 1.57 * (self.upper - self.lower) / self.turns**0.5
+
+def cost(protocol: str, sessions: int, lives: Sequence[tuple[float, float]]) -> Cost:
+    """From what the unpatched and the kept one needed in each of at least two lives."""
+    unpatched, keeper = (statistics.mean(one) for one in zip(*lives, strict=True))
+    more = [kept / plain - 1 for plain, kept in lives]
+    error = statistics.stdev(more) / len(more) ** 0.5
+    return Cost(protocol, sessions, unpatched, keeper, statistics.mean(more), error, len(lives))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print a table, or JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lockstep", description=__doc__)
-    parser.add_argument("--turns", type=int, default=60, help="of each program")
-    parser.add_argument("--transactions", type=int, default=20_000, help="a turn")
+    parser.add_argument("--lives", type=int, default=10, help="of each program; at least 2")
+    parser.add_argument("--turns", type=int, default=200, help="of each program in a life")
+    parser.add_argument("--transactions", type=int, default=1000, help="a turn")
     parser.add_argument("--sessions", type=int, action="append", help="at a time; can be repeated")
     parser.add_argument("--protocol", choices=PROTOCOLS, action="append")
     parser.add_argument("--processor", type=int, default=max(os.sched_getaffinity(0)))
     parser.add_argument("--pgbouncer", type=Path, help="another patched binary than the built one")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
-    costs = [
-        _measure(protocol, sessions, options)
-        for protocol in options.protocol or PROTOCOLS
-        for sessions in options.sessions or (1, 16)
-    ]
+    costs = []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "lockstep"
+        subprocess.run(["cc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
+        for protocol in options.protocol or PROTOCOLS:
+            for sessions in options.sessions or _SESSIONS:
+                lives = [_live(program, protocol, sessions, options) for _ in range(options.lives)]
+                costs.append(cost(protocol, sessions, lives))
     if options.json:
         print(json.dumps([asdict(cost) for cost in costs]))
         return 0
-    print("CPU us of a transaction, sessions at a time   unpatched   keeper   ratio (quartiles)")
-    for cost in costs:
+    print("CPU us of a transaction, sessions at a time   unpatched   keeper   more")
+    for one in costs:
         print(
-            f"{cost.protocol:<10}{cost.sessions:>35}{cost.unpatched:>12.3f}{cost.keeper:>9.3f}"
-            f"   {cost.ratio:.4f} +- {cost.doubt:.4f} ({cost.lower:.3f} .. {cost.upper:.3f})"
+            f"{one.protocol:<10}{one.sessions:>35}{one.unpatched:>12.3f}{one.keeper:>9.3f}"
+            f"   {one.more:+.2%} +- {one.error:.2%}"
         )
     return 0
 
 
-def _measure(protocol: str, sessions: int, options: argparse.Namespace) -> Cost:
+def _live(
+    program: Path, protocol: str, sessions: int, options: argparse.Namespace
+) -> tuple[float, float]:
+    """Microseconds a transaction of the unpatched and of the kept one, in one life of both."""
+    settings = {"default_pool_size": sessions, "server_idle_timeout": 0}
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        program = folder / "lockstep"
-        subprocess.run(["cc", "-O2", "-Wall", "-o", program, _SOURCE], check=True)
         steps = [stack.enter_context(Lockstep(program, sessions, protocol)) for _ in range(2)]
         plain, kept = ({_DATABASE: _route(step)} for step in steps)
-        settings = {"default_pool_size": sessions, "server_idle_timeout": 0}
         both = stack.enter_context(
             pair(options.pgbouncer, settings=settings, databases=(plain, kept))
         )
-        for step in steps:  # before the poolers, which miss none who left
+        for step in steps:  # before the poolers, which see to it that all clients have left
             stack.callback(step.close)
-        pids = (both.unpatched.pid, both.kept.bouncer_pid)
-        for step, pooler, pid in zip(steps, (both.unpatched, both.kept), pids, strict=True):
+        poolers: tuple[tuple[Pooler, int], ...] = (
+            (both.unpatched, both.unpatched.pid),
+            (both.kept, both.kept.bouncer_pid),
+        )
+        for step, (pooler, pid) in zip(steps, poolers, strict=True):
             step.join(pooler, pid, options.processor)
-        pairs = []
+        spent: tuple[list[float], list[float]] = ([], [])
         for number in range(options.turns + 1):
-            turn = [0.0, 0.0]
             for who in (0, 1) if number % 2 == 0 else (1, 0):
-                turn[who] = _turn(steps[who], pids[who], options.transactions)
-            pairs.append(turn)
-        del pairs[0]  # it warms the caches
-        ratios = [keeper / unpatched for unpatched, keeper in pairs]
-        lower, middle, upper = statistics.quantiles(ratios, n=4)
-        unpatched, keeper = (statistics.median(one) for one in zip(*pairs, strict=True))
-        return Cost(protocol, sessions, unpatched, keeper, middle, lower, upper, options.turns)
+                spent[who].append(_turn(steps[who], poolers[who][1], options.transactions))
+        # The first turn fills the caches.
+        return statistics.mean(spent[0][1:]), statistics.mean(spent[1][1:])
 
 
 def _turn(step: Lockstep, pid: int, transactions: int) -> float:

@@ -20,6 +20,10 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	struct KeeperHeader *header = store->header;
 	uint64_t epoch = store->epoch + 1;
 	struct KeeperActRecord *record = &header->act[epoch & 1];
+	/* nothing that is written below lies over them, which the compiler cannot know */
+	const uint32_t *dirty = store->dirty;
+	struct KeeperSlot *slots = store->slot;
+	uint8_t *place = store->place;
 	uint32_t i;
 
 	if (__atomic_load_n(&header->incarnation, __ATOMIC_RELAXED) != store->incarnation)
@@ -31,13 +35,13 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 #endif
 	/* serialize() may mark slots that were not, such as new ones: the list grows while we walk it */
 	for (i = 0; i < store->n_dirty; i++) {
-		uint32_t s = store->dirty[i];
+		uint32_t s = dirty[i];
 #ifdef KEEPER_BROKEN_OVERWRITE
-		unsigned which = store->place[s] & KEEPER_CURRENT;
+		unsigned which = place[s] & KEEPER_CURRENT;
 #else
-		unsigned which = ~store->place[s] & KEEPER_CURRENT;
+		unsigned which = ~place[s] & KEEPER_CURRENT;
 #endif
-		struct KeeperCopy *copy = &store->slot[s].copy[which];
+		struct KeeperCopy *copy = &slots[s].copy[which];
 		uint64_t check;
 		/* from here on it is not what it was: true with the word, and not before */
 		copy->epoch = epoch;
@@ -45,7 +49,7 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 		check = serialize(s, copy, which);
 		check += keeper_check_epoch(epoch, s);
 		copy->check = check;
-		store->place[s] = which;
+		place[s] = which;
 	}
 	record->epoch = epoch;
 	record->watermark = store->watermark;
@@ -60,7 +64,9 @@ bool keeper_store_commit(struct KeeperStore *store, keeper_serialize_fn serializ
 	store->epoch = epoch;
 	store->n_reads = 0;
 	store->n_dirty = 0;
-	if (store->freed)
+	if (store->freed == store->n_freed_iobuf)
+		keeper_store_hand_out_iobufs(store);
+	else
 		keeper_store_hand_out_freed(store);
 	return true;
 }

@@ -8,6 +8,7 @@
 #define KEEPER_KEEPER_H
 
 #include "keeper/control.h"
+#include "keeper/shortcuts.h"
 #include "keeper/store.h"
 
 extern bool keeper_on;

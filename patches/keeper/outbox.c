@@ -53,7 +53,7 @@ static KEEPER_APART bool handed_in_part(uint32_t slot, ssize_t res)
  * The copy itself says that these bytes may leave at any time, so it need not
  * be written when they have: whoever reads it asks the kernel.
  */
-static inline bool send_handed(uint32_t slot)
+static inline __attribute__((always_inline)) bool send_handed_inline(uint32_t slot)
 {
 	struct KeeperLocal *l = &keeper_local[slot];
 	size_t len = l->handed_end - l->handed_done;
@@ -70,13 +70,18 @@ static inline bool send_handed(uint32_t slot)
 	return true;
 }
 
+static KEEPER_APART bool send_handed(uint32_t slot)
+{
+	return send_handed_inline(slot);
+}
+
 void keeper_send_leaving_now(void)
 {
 	uint32_t slot = keeper_leaving;
 	const struct KeeperLocal *l = &keeper_local[slot];
 
 	keeper_leaving = 0;
-	if (likely(l->is_handed) && unlikely(!send_handed(slot)))
+	if (likely(l->is_handed) && unlikely(!send_handed_inline(slot)))
 		keeper_pend(slot);
 	else if (unlikely(l->outbox) && !keeper_outbox_flush(slot))
 		keeper_pend(slot);

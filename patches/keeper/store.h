@@ -227,4 +227,12 @@ const struct KeeperRead *keeper_store_read_note(const struct KeeperStore *store,
 /* what was freed before the commit that has just been made may be handed out again */
 void keeper_store_hand_out_freed(struct KeeperStore *store);
 
+/* the same where only IOBufs were freed, if anything */
+static inline void keeper_store_hand_out_iobufs(struct KeeperStore *store)
+{
+	while (store->n_freed_iobuf)
+		store->free_iobuf[store->n_free_iobuf++] = store->freed_iobuf[--store->n_freed_iobuf];
+	store->freed = 0;
+}
+
 #endif
