@@ -4,8 +4,9 @@ lockstep.c is all clients and all servers of a pooler in one process, on the sam
 pooler, and neither preempts the other (SCHED_BATCH). In each step the pooler finds all sockets
 ready and handles them one after the other. Its CPU time for so many steps is what its work costs;
 `benchmarks.cpu`, with pgbench and PostgreSQL, varies by several percent with how many sockets
-happen to be ready when it wakes. Nothing else is left in the caches either, and little is waited for, so
-that a transaction costs half of what it costs there, and whatever the keeper adds counts double.
+happen to be ready when it wakes. Nothing else is left in the caches either, and little is waited
+for, so that a transaction costs half of what it costs there, and whatever the keeper adds counts
+double.
 
 The unpatched and the kept one take turns of a few milliseconds. Where in memory a process happens
 to lie makes a difference of its own, up to a percent, so each is started several times. Needs a C
