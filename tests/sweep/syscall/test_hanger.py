@@ -18,21 +18,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgkeeper.control.client import NoHangerError
-from testbed import RawClient, wait_until
-from testbed.errors import ConnectionLostError
+from testbed import Keeper, RawClient, wait_until
+from testbed.errors import ConnectionLostError, WaitTimeoutError
+from testbed.guard import marked
 from testbed.ledgers import check_ledger
 from testbed.process import send
+from tests.sweep.controls.mutants import Change
 from tests.sweep.syscall.sweep import every
-from tests.sweep.syscall.tracer import Tracer
+from tests.sweep.syscall.tracer import Point, Tracer
 from tests.system.wrapping import expect_fatal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from testbed import Keeper
+    from testbed import Postgres, RunDir
     from tests.fix_keeper import MakeKeeper
-    from tests.sweep.syscall.tracer import Death, Point
+    from tests.sweep.controls.mutants import Mutants
+    from tests.sweep.syscall.tracer import Death
 
 # The workload is over when so many points in a row were not reached.
 _BEYOND = 3
@@ -106,6 +109,52 @@ def test_the_hanger_is_killed_over_a_dead_pgbouncer(
     assert gone <= ends.total() * (1 + standby)
     expect_fatal(keeper, _GONE, times=gone)
     print(ends)
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        pytest.param(
+            Change("src/keeper/hanger.c", "\t\tif (!cf_shutdown)\n\t\t\tresume_pooler();\n"),
+            TimeoutError,
+            id="nobody accepts without a hanger",
+        ),
+        pytest.param(
+            Change(
+                "src/keeper/hanger.c",
+                "if (l->fd >= 0 && l->token) {",
+                "if (l->fd >= 0 && l->token && !ready.clients) {",
+            ),
+            WaitTimeoutError,
+            id="sockets are left out when all are registered",
+        ),
+    ],
+)
+def test_a_broken_rule_is_noticed(
+    run_dir: RunDir,
+    postgres: Postgres,
+    mutants: Mutants,
+    tracer_program: Path,
+    change: Change,
+    missed: type[Exception],
+) -> None:
+    keeper = Keeper(run_dir, postgres, mutants.binary([change]), name=f"broken-{missed.__name__}")
+    try:
+        keeper.start()
+        with pytest.raises(missed):
+            run(keeper, tracer_program, Point(5))
+    finally:
+        # What a broken one leaves behind is not to be told by its log.
+        wait_until(lambda: not _kill_all(run_dir, keeper), what="nothing of it is left")
+        keeper.hanger.wait(10)
+
+
+def _kill_all(run_dir: RunDir, keeper: Keeper) -> bool:
+    """Whether there was anybody; who is being started meanwhile comes next."""
+    left = marked(run_dir.run_id, keeper.name)
+    for pid in left:
+        send(pid, signal.SIGKILL)
+    return bool(left)
 
 
 def deaths(step: int, one: Callable[[Point], Visit]) -> Iterator[tuple[Death, Visit]]:
