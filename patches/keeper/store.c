@@ -431,12 +431,10 @@ void keeper_store_hand_out_freed(struct KeeperStore *store)
 {
 	while (store->n_freed_slot)
 		store->free_slot[store->n_free_slot++] = store->freed_slot[--store->n_freed_slot];
-	while (store->n_freed_iobuf)
-		store->free_iobuf[store->n_free_iobuf++] = store->freed_iobuf[--store->n_freed_iobuf];
 	while (store->n_freed_blob) {
 		uint32_t unit = store->freed_blob[--store->n_freed_blob];
 
 		release_block(store, unit, order_for(keeper_store_blob(store, unit)->units));
 	}
-	store->freed = 0;
+	keeper_store_hand_out_iobufs(store);
 }
