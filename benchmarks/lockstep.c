@@ -207,11 +207,13 @@ static void set_up(void)
 {
 	struct sockaddr_in address = { .sin_family = AF_INET };
 	char host[64], user[64], database[64], body[256] = "\0\3\0";
-	int port, len;
+	int port, len, n_read;
 	unsigned k;
 
-	if (scanf("%63s %d %63s %63s", host, &port, user, database) != 4
-	    || inet_pton(AF_INET, host, &address.sin_addr) != 1)
+	n_read = scanf("%63s %d %63s %63s", host, &port, user, database);
+	if (n_read == EOF)
+		exit(0);
+	if (n_read != 4 || inet_pton(AF_INET, host, &address.sin_addr) != 1)
 		errx(2, "HOST PORT USER DATABASE");
 	address.sin_port = htons(port);
 	len = 4 + sprintf(body + 4, "user%c%s%cdatabase%c%s%c", 0, user, 0, 0, database, 0);
