@@ -94,7 +94,7 @@ def test_nobody_follows_before_the_absence_is_over(
 
         def absence() -> None:
             wait_until(lambda: cat.poll() is not None, what="it is dead")
-            # It may be on its way still: it takes the signal when it runs next, before anything else.
+            # It may be on its way still: the signal comes first when it runs next.
             wait_until(lambda: state(parent.pid) != "R", what="the other has taken the signal")
             seen.append(state(parent.pid))
 
