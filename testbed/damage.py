@@ -162,7 +162,12 @@ class Tail:
 
     def inflict(self, site: Site) -> list[Part]:
         slot = site.slots.get(self.slot)
-        return [site.put(SLOT, site.slot_part(slot), self.field, self.value)] if slot else []
+        if slot is None:
+            return []
+        # How much has left is counted from here: as a lie about the IOBuf that the copy names.
+        io = site.get(COPY, site.copy_part(slot, true=True), "io")
+        part = site.put(SLOT, site.slot_part(slot), self.field, self.value)
+        return [part, *_claimed(site, "io", io)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,7 @@ another_rest = example(
 )
 # What has been handed on and has left stays named, though the IOBuf is somebody else's by then.
 no_longer_its_own = example(damages=[Forged("busy", "io_recv", 4096)], twice=False)
+not_all_of_it_has_left = example(damages=[Tail("busy", "base_tx", 20)], twice=False)
 
 
 @SHORT
@@ -195,6 +196,7 @@ def test_scribbles_are_noticed(bed: ScribbledBed, damages: list[Damage], twice: 
 @a_shorter_rest
 @another_rest
 @no_longer_its_own
+@not_all_of_it_has_left
 @forgeries
 def test_forgeries_hurt_nobody_else(bed: ScribbledBed, damages: list[Damage], twice: bool) -> None:
     """With right checks a lie cannot be told from the truth, but the process survives it."""
@@ -227,6 +229,7 @@ def test_scribbles_under_sanitizers(
 @a_shorter_rest
 @another_rest
 @no_longer_its_own
+@not_all_of_it_has_left
 @forgeries
 def test_forgeries_under_sanitizers(
     sanitized_bed: ScribbledBed, damages: list[Damage], twice: bool
