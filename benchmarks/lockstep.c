@@ -112,6 +112,30 @@ static void expect(int fd, const struct Words *w)
 }
 
 /*
+ * A round.
+ */
+
+static void ask(void)
+{
+	unsigned k;
+
+	for (k = 0; k < n_sessions; k++)
+		transmit(client[k], &question);
+}
+
+static void answer_all(void)
+{
+	unsigned k;
+
+	for (k = 0; k < n_sessions; k++)
+		expect(server[k], &question);
+	for (k = 0; k < n_sessions; k++)
+		transmit(server[k], &answer);
+	for (k = 0; k < n_sessions; k++)
+		expect(client[k], &answer);
+}
+
+/*
  * What comes before the rounds: neither logins nor the pool's growth are in step.
  */
 
@@ -164,24 +188,16 @@ static void accept_server(void)
 	server[n_servers++] = fd;
 }
 
-/* Accept servers until one of these has something to read. */
-static void wait_for(const int *fds, unsigned n)
+/* Accept servers until this one has something to read. */
+static void wait_for(int fd)
 {
-	struct pollfd polled[MAX_SESSIONS + 1];
-	unsigned k;
+	struct pollfd polled[] = { { .fd = fd, .events = POLLIN }, { .fd = listener, .events = POLLIN } };
 
-	polled[n].fd = listener;
-	for (k = 0; k < n; k++)
-		polled[k].fd = fds[k];
-	for (k = 0; k <= n; k++)
-		polled[k].events = POLLIN;
 	for (;;) {
-		if (poll(polled, n + 1, PATIENCE_MS) <= 0)
+		if (poll(polled, 2, PATIENCE_MS) <= 0)
 			errx(1, "the pooler does not answer");
-		for (k = 0; k < n; k++) {
-			if (polled[k].revents)
-				return;
-		}
+		if (polled[0].revents)
+			return;
 		accept_server();
 	}
 }
@@ -195,7 +211,7 @@ static void await_login(int fd)
 	do {
 		ssize_t res;
 
-		wait_for(&fd, 1);
+		wait_for(fd);
 		res = recv(fd, data + len, sizeof(data) - len, 0);
 		if (res <= 0)
 			err(1, "a client's login");
@@ -223,30 +239,10 @@ static void set_up(void)
 		await_login(client[k]);
 	}
 	/* The pool grows by one server at a time, for as long as somebody waits for one. */
-	for (k = 0; k < n_sessions; k++)
-		transmit(client[k], &question);
+	ask();
 	while (n_servers < n_sessions)
 		accept_server();
-	for (k = 0; k < n_sessions; k++)
-		expect(server[k], &question);
-	for (k = 0; k < n_sessions; k++)
-		transmit(server[k], &answer);
-	for (k = 0; k < n_sessions; k++)
-		expect(client[k], &answer);
-}
-
-static void play(void)
-{
-	unsigned k;
-
-	for (k = 0; k < n_sessions; k++)
-		transmit(client[k], &question);
-	for (k = 0; k < n_sessions; k++)
-		expect(server[k], &question);
-	for (k = 0; k < n_sessions; k++)
-		transmit(server[k], &answer);
-	for (k = 0; k < n_sessions; k++)
-		expect(client[k], &answer);
+	answer_all();
 }
 
 int main(int argc, char **argv)
@@ -265,8 +261,10 @@ int main(int argc, char **argv)
 	printf("ready\n");
 	fflush(stdout);
 	while (scanf("%u", &rounds) == 1) {
-		while (rounds-- > 0)
-			play();
+		while (rounds-- > 0) {
+			ask();
+			answer_all();
+		}
 		printf("done\n");
 		fflush(stdout);
 	}

@@ -164,9 +164,11 @@ class Tail:
         slot = site.slots.get(self.slot)
         if slot is None:
             return []
+        part = site.put(SLOT, site.slot_part(slot), self.field, self.value)
+        if self.field != "base_tx":
+            return [part]
         # How much has left is counted from here: as a lie about the IOBuf that the copy names.
         io = site.get(COPY, site.copy_part(slot, true=True), "io")
-        part = site.put(SLOT, site.slot_part(slot), self.field, self.value)
         return [part, *_claimed(site, "io", io)]
 
 

@@ -42,6 +42,8 @@ _BEYOND = 3
 # What the script takes at the least; a hanger that does less does not do its work.
 _FEWEST_CALLS = 25
 _FEWEST_CALLS_OF_A_SUCCESSION = 10
+# One that the short form tries too, with a pgbouncer that is whole.
+_OF_THE_CONTROLS = Point(6, at_exit=True)
 _GONE = "the hanger closed the connection"
 
 
@@ -142,7 +144,7 @@ def test_a_broken_rule_is_noticed(
     try:
         keeper.start()
         with pytest.raises(missed):
-            run(keeper, tracer_program, Point(5))
+            run(keeper, tracer_program, _OF_THE_CONTROLS)
     finally:
         # What a broken one leaves behind is not to be told by its log.
         wait_until(lambda: not _kill_all(run_dir, keeper), what="nothing of it is left")
